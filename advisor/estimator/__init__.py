@@ -1,0 +1,1 @@
+"""What a deployment costs and gives: memory, step time, batching, speculation, accuracy."""

@@ -1,0 +1,94 @@
+"""Where rules/ and profiles/ are, in a checkout and in a wheel, and how their files are read and written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from advisor.errors import FileProblem
+
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = PACKAGE / "shipped"
+ROOT = SHIPPED if SHIPPED.is_dir() else PACKAGE.parent
+RULES = ROOT / "rules"
+PROFILES = ROOT / "profiles"
+LARGEST_TEXT = 32 * 2**20
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_text(path: Path, *, largest: int = LARGEST_TEXT, what: str = "file") -> str:
+    """The text of a file of at most `largest` bytes. Raises FileProblem."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise FileProblem(f"this {what} is not a regular file", where=str(path), hint="give the path of a file")
+        if size > largest:
+            raise FileProblem(
+                f"this {what} has {size / 2**20:,.0f} MiB, more than the {largest / 2**20:,.0f} MiB that are read",
+                where=str(path),
+                hint=f"check that it is the {what} you meant",
+            )
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FileProblem(
+            f"this {what} is not UTF-8 text", where=f"{path}, byte {error.start}", hint="save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise FileProblem(f"this {what} cannot be read: {error.strerror}", where=str(path), hint="check the path") from None
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """The value of a YAML text; only plain data, aliases refused (they can grow without bound). Raises FileProblem."""
+    try:
+        for event in yaml.parse(text, Loader=_LOADER):
+            if isinstance(event, yaml.AliasEvent) and event.start_mark is not None:
+                raise FileProblem(
+                    "YAML aliases are not read", where=f"{where}:{event.start_mark.line + 1}", hint="write it out"
+                )
+        return yaml.load(text, Loader=_LOADER)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise FileProblem(f"not valid YAML: {problem}", where=f"{where}{line}", hint="mend that line") from None
+
+
+@cache
+def profile(kind: str, name: str) -> Any | None:
+    """profiles/<kind>/<name>.yaml as plain data, or None when there is no such file. Trusted: not to be changed by callers."""
+    path = PROFILES / kind / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+
+
+@cache
+def profile_names(kind: str) -> tuple[str, ...]:
+    """The names in profiles/<kind>, sorted; those that start with "_" are not profiles."""
+    return tuple(sorted(p.stem for p in (PROFILES / kind).glob("*.yaml") if not p.stem.startswith("_")))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary file beside it, fsync, rename. Raises FileProblem."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink()
+            raise
+    except OSError as error:
+        raise FileProblem(
+            f"cannot write: {error.strerror}", where=str(path), hint="check the folder and the free space"
+        ) from None

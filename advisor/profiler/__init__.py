@@ -1,0 +1,1 @@
+"""Measures the machine, the model and the traffic; makes a Profile."""

@@ -1,0 +1,1 @@
+"""Judges a Profile by the rules and plans what to do."""

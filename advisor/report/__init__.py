@@ -1,0 +1,1 @@
+"""Shows a Report: text, Markdown, HTML, JSON."""

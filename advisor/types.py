@@ -1,0 +1,612 @@
+"""The values that flow between the stages: read this first.
+
+    Profile --reasoner--> Findings, Plan --executor--> Changes --report--> pages      all of it: Report
+
+Every value is frozen, serialisable and refuses keys it does not know. A docstring under a field gives its meaning
+and unit; `advise schema` prints them. GiB are 2**30 bytes, GB/s and TFLOPS are decimal, ms are milliseconds.
+None always means "not known", never zero.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Scalar = bool | int | float | str | None
+Basis = Literal["arithmetic", "published", "silicon", "measured"]
+Verdict = Literal["fires", "silent", "blocked", "unknown"]
+Support = Literal["native", "fallback", "impossible", "unknown"]
+Objective = Literal["throughput", "latency", "cost"]
+WeightFormat = Literal[
+    "bf16", "fp8", "fp8_rowwise", "fp8_block", "int8_sq", "int8_wo", "int4_awq", "int4_gptq", "w4a8_awq", "nvfp4", "mxfp4"
+]
+KvFormat = Literal["bf16", "fp8", "int8", "nvfp4"]
+Batching = Literal["in-flight", "static"]
+SpeculationMethod = Literal["ngram", "draft", "eagle3", "mtp"]
+Bound = Literal["compute", "memory", "network", "overhead"]
+
+
+class Value(BaseModel):
+    """A frozen value that refuses unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", defer_build=True, populate_by_name=True, serialize_by_alias=True, protected_namespaces=()
+    )
+
+
+# ---------------------------------------------------------------- Profile: what is there, made by profiler/
+
+
+class TensorRates(Value):
+    """Dense tensor-core peaks of one GPU in TFLOPS (TOPS for int8 and int4); None: no such unit, or not known."""
+
+    fp16: float | None = None
+    bf16: float | None = None
+    fp8: float | None = None
+    int8: float | None = None
+    int4: float | None = None
+    fp4: float | None = None
+
+
+class GpuProcess(Value):
+    """A process that holds memory on a GPU."""
+
+    pid: int
+    used_memory_gib: float | None = None
+    device: int = 0
+    """index of the GPU on this machine"""
+
+
+class Gpu(Value):
+    """The GPUs to serve on: `count` equal ones. Live readings are None when planning for a machine elsewhere."""
+
+    id: str | None
+    """name in profiles/gpus, None when the GPU is not known there"""
+    name: str
+    """NVML's own name, or the profile's"""
+    architecture: str | None = None
+    """Volta, Turing, Ampere, Ada, Hopper, Blackwell"""
+    sm: int | None = None
+    """compute capability without the dot: 90 is 9.0"""
+    count: int = 1
+    gpus_per_node: int = 8
+    memory_gib: float | None = None
+    """memory of one GPU that CUDA can allocate, GiB"""
+    free_memory_gib: float | None = None
+    """the least free memory of any of the GPUs right now, GiB"""
+    bandwidth_gb_s: float | None = None
+    """device memory bandwidth of one GPU, GB/s, datasheet"""
+    tflops: TensorRates = TensorRates()
+    link: Literal["nvlink", "pcie", "c2c"] | None = None
+    """what connects the GPUs of one node"""
+    link_gb_s: float | None = None
+    """per GPU and direction, GB/s"""
+    tdp_w: float | None = None
+    power_limit_w: float | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    """highest CUDA version of the driver"""
+    mig: bool | None = None
+    ecc: bool | None = None
+    processes: tuple[GpuProcess, ...] = ()
+    notes: tuple[str, ...] = ()
+    """discrepancies between sources and what could not be read, one sentence each"""
+
+
+class Mla(Value):
+    """Multi-head latent attention: the cache holds kv_lora_rank + qk_rope_head_dim elements per token and layer."""
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+class Moe(Value):
+    """Mixture of experts."""
+
+    experts: int
+    active: int
+    """routed experts per token"""
+    intermediate: int
+    """width of one routed expert"""
+    layers: int
+    """layers that have experts; the model's other MLP layers are dense"""
+    shared_intermediate: int = 0
+    """total width of the shared experts of one layer, 0 without"""
+
+
+class Window(Value):
+    """Sliding-window (local) attention layers."""
+
+    size: int
+    """tokens that a local layer keeps"""
+    layers: int
+    """how many of Model.attention_layers are local"""
+
+
+class Recurrent(Value):
+    """Layers with a state of fixed size instead of a KV cache (Mamba, gated delta net)."""
+
+    kind: str
+    layers: int
+    state_elements: int
+    """recurrent state per layer and sequence, elements"""
+    conv_elements: int = 0
+    """convolution state per layer and sequence, elements"""
+    params_per_layer: int = 0
+
+
+class Quantized(Value):
+    """How a checkpoint is already quantized."""
+
+    weights: WeightFormat | None
+    """None: a format this program does not know; `method` has its name"""
+    method: str
+    """the checkpoint's own word: modelopt, fp8, awq, gptq, compressed-tensors, mxfp4, bitsandbytes ..."""
+    kv_cache: KvFormat | None = None
+    group_size: int | None = None
+    excluded: tuple[str, ...] = ()
+    """module patterns left unquantized"""
+
+
+class Draft(Value):
+    """A published draft for speculative decoding of a model."""
+
+    method: SpeculationMethod
+    id: str | None = None
+    """hub id of the draft's weights; None when the model brings it (mtp) or none is needed (ngram)"""
+    draft_len: int | None = None
+    acceptance_length: float | None = None
+    """published tokens per verification step"""
+    source: str = ""
+
+
+class Model(Value):
+    """A language model's architecture, as far as serving cost depends on it."""
+
+    name: str
+    architecture: str
+    """the first of config.json's architectures; "unknown" when it has none"""
+    known: bool = True
+    """False: an architecture nobody here has heard of; the sizes below may miss some of it"""
+    layers: int
+    hidden: int
+    intermediate: int
+    """width of a dense MLP layer"""
+    gated_mlp: bool = True
+    """three matrices (gate, up, down) instead of two"""
+    vocab: int
+    tied_embeddings: bool = False
+    max_context: int | None = None
+    heads: int
+    kv_heads: int
+    head_dim: int
+    attention: Literal["mha", "gqa", "mqa", "mla"]
+    attention_layers: int
+    """layers with a KV cache (Window.layers of them are local)"""
+    mlp_layers: int
+    """layers with an MLP, dense or MoE (Moe.layers of them have experts)"""
+    mla: Mla | None = None
+    moe: Moe | None = None
+    window: Window | None = None
+    recurrent: Recurrent | None = None
+    mtp_layers: int = 0
+    """multi-token-prediction layers that the checkpoint brings"""
+    params: int | None = None
+    """all parameters"""
+    active_params: int | None = None
+    """parameters that one token uses"""
+    dtype: str = "bfloat16"
+    """of the unquantized tensors"""
+    quantized: Quantized | None = None
+    weight_bytes: int | None = None
+    """exact size of the tensors in the checkpoint; None when only the architecture is known"""
+    bytes_by_dtype: dict[str, int] = {}
+    """safetensors dtype -> bytes"""
+    folder: str | None = None
+    """the local folder, when there is one"""
+    drafts: tuple[Draft, ...] = ()
+    siblings: tuple[str, ...] = ()
+    """smaller models of the same family in profiles/models, largest first"""
+    notes: tuple[str, ...] = ()
+    """what is not known or not modelled, one sentence each"""
+
+
+class Lengths(Value):
+    """A distribution of token counts."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Traffic(Value):
+    """The requests to serve."""
+
+    name: str
+    isl: Lengths
+    """input length, tokens"""
+    osl: Lengths
+    """output length, tokens"""
+    concurrency: float | None = None
+    """requests in the system at once, mean; None: as many as memory holds"""
+    rate: float | None = None
+    """arrivals per second"""
+    burstiness: float | None = None
+    """coefficient of variation of the times between arrivals; 1 is Poisson"""
+    length_dispersion: float | None = None
+    """coefficient of variation of the output length"""
+    shared_prefix: float | None = None
+    """share of input tokens that repeat a prefix seen before, 0 to 1"""
+    requests: int | None = None
+    """how many requests a trace held"""
+    lengths: tuple[tuple[int, int], ...] = ()
+    """a sample of (input, output) pairs, at most 512, for percentiles and simulation"""
+    notes: tuple[str, ...] = ()
+
+
+class Goal(Value):
+    """What is wanted, and the limits."""
+
+    objective: Objective = "throughput"
+    ttft_ms: float | None = None
+    """limit on the mean time to first token"""
+    itl_ms: float | None = None
+    """limit on the mean inter-token latency"""
+    accuracy_budget_pct: float | None = None
+    """largest acceptable loss on accuracy_metric, percent"""
+    accuracy_metric: str = "perplexity"
+    """perplexity, kl, top1, task:NAME or command"""
+
+
+class Engine(Value):
+    """The serving engine to plan for, and how it is configured today where that is known."""
+
+    name: Literal["tensorrt-llm", "vllm"] = "tensorrt-llm"
+    version: str = "1.2.1"
+    batching: Batching | None = None
+    """how the engine batches today; None: not known"""
+
+
+class Profile(Value):
+    """Everything the rules may ask about: the machine, the model, the traffic, the goal, and what was measured."""
+
+    gpu: Gpu
+    model: Model
+    traffic: Traffic
+    goal: Goal = Goal()
+    engine: Engine = Engine()
+    measured: dict[str, Scalar] = {}
+    """measured facts, by the names of `advise facts` without the prefix "measured." """
+    sources: dict[str, str] = {}
+    """fact ("gpu.bandwidth_gb_s") -> where it came from: nvml, config.json, safetensors, flag, default, trace, profiles/..."""
+
+
+# ---------------------------------------------------------------- Deployment and Estimate: estimator/
+
+
+class Speculation(Value):
+    """Speculative decoding: a draft proposes, the target verifies."""
+
+    method: SpeculationMethod
+    draft_len: int = 3
+    """tokens proposed per step"""
+    acceptance: float | None = None
+    """probability that one proposed token is accepted, 0 to 1"""
+    draft_model: str | None = None
+    max_concurrency: int | None = None
+    """switched off above this many requests"""
+
+
+class Deployment(Value):
+    """One way to serve."""
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: int = 1
+    attention_dp: bool = False
+    weights: WeightFormat = "bf16"
+    kv_cache: KvFormat = "bf16"
+    batching: Batching = "in-flight"
+    speculation: Speculation | None = None
+    replicas: int = 1
+    max_batch_size: int | None = None
+    """requests per step and replica; None: the engine's default"""
+    max_num_tokens: int | None = None
+    """tokens per step; None: the engine's default"""
+    chunked_prefill: bool = False
+    prefix_reuse: bool = False
+    cuda_graphs: bool = True
+    scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
+    keep_high_precision: tuple[str, ...] = ()
+    """module patterns kept at 16 bits, or at 8 where the rule says so"""
+
+
+class Point(Deployment):
+    """Input of `advise predict`: a deployment of a model on a GPU under a load."""
+
+    model: str
+    gpu: str
+    isl: int
+    osl: int
+    concurrency: int | Literal["max"] = 1
+    """"max": as many as memory holds (offline throughput)"""
+    rate: float | None = None
+    """arrivals per second instead of a concurrency"""
+    requests: int | None = None
+    """requests of a finite benchmark run; None: steady state"""
+    engine: Literal["tensorrt-llm", "vllm", "sglang"] = "tensorrt-llm"
+    engine_version: str | None = None
+
+
+class Load(Value):
+    """What the estimator needs of the traffic."""
+
+    isl: float
+    osl: float
+    concurrency: float | None = None
+    """over all replicas; None: as many as memory holds"""
+    rate: float | None = None
+    requests: int | None = None
+    shared_prefix: float = 0.0
+    lengths: tuple[tuple[int, int], ...] = ()
+
+
+class Memory(Value):
+    """GiB per GPU."""
+
+    weights: float
+    kv_cache: float
+    """what the load needs of the cache (at most what is there)"""
+    activations: float
+    runtime: float
+    total: float
+    capacity: float
+
+
+class BoundBy(Value):
+    """What limits each phase."""
+
+    prefill: Bound
+    decode: Bound
+
+
+class Loss(Value):
+    """Expected loss of accuracy from the numeric formats, percent, as a range."""
+
+    metric: str
+    low_pct: float
+    high_pct: float
+    basis: Basis
+    source: str
+
+
+class Estimate(Value):
+    """What a deployment would give. None: cannot be estimated, or does not fit; `notes` says which."""
+
+    memory_gib: Memory
+    fits: bool
+    """weights and at least one request fit"""
+    max_concurrency: int | None
+    """requests of this length whose cache fits at once, over all replicas"""
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+    output_tokens_per_s: float | None = None
+    """of the whole deployment"""
+    output_tokens_per_s_per_gpu: float | None = None
+    request_latency_ms: float | None = None
+    concurrency: float | None = None
+    """requests that are really in flight at once"""
+    bound_by: BoundBy | None = None
+    basis: dict[str, Basis] = {}
+    """number -> what it rests on"""
+    range: dict[str, tuple[float, float]] = {}
+    """number -> 80 % interval"""
+    loss: Loss | None = None
+    notes: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- Rule, Finding, Plan: reasoner/
+
+
+class Reference(Value):
+    """Where a rule's claim stands."""
+
+    source: str
+    says: str
+    """the sentence it supports, in our words, with its figures"""
+    date: str = ""
+
+
+class Prediction(Value):
+    """What a remedy is expected to do to one metric."""
+
+    metric: Literal[
+        "weight_memory", "kv_memory", "max_concurrency", "ttft", "itl", "throughput", "accuracy_loss", "cost", "step_time"
+    ]
+    range: tuple[float, float]
+    """factor against before (0.5: halves), or percent for accuracy_loss"""
+    basis: Basis
+    when: str = ""
+
+
+class Application(Value):
+    """What a remedy changes: fields of the Deployment, and what the executor does."""
+
+    deployment: dict[str, object] = {}
+    """field -> value"""
+    action: str
+    """serve, quantize, recalibrate, mixed_precision, qat, distill, draft, none"""
+    parameters: dict[str, object] = {}
+
+
+class RuleCase(Value):
+    """A rule's own test: given these facts, this verdict."""
+
+    name: str
+    facts: dict[str, Scalar]
+    verdict: Verdict
+
+
+class Rule(Value):
+    """A problem and one remedy: a file of rules/."""
+
+    id: str
+    """problem-folder/remedy-file"""
+    status: Literal["stable", "preview", "retired"]
+    seed_row: int | None = None
+    """row of the mission's table, 1 to 9"""
+    problem: str
+    why: str
+    """the mechanism"""
+    remedy: str
+    safety: Literal["lossless", "lossy", "manual"]
+    when: tuple[str, ...]
+    requires: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    predicts: tuple[Prediction, ...] = ()
+    applies: Application
+    references: tuple[Reference, ...]
+    tests: tuple[RuleCase, ...]
+
+
+class Override(Value):
+    """What an organisation's overlay changed."""
+
+    rule: str
+    change: Literal["added", "tightened", "suppressed"]
+    reason: str
+    until: str = ""
+    """expiry date, ISO"""
+    source: str
+    """the overlay file"""
+
+
+class Evidence(Value):
+    """One comparison of a rule, with both sides' values."""
+
+    condition: str
+    left: Scalar
+    right: Scalar
+    holds: bool | None
+    """None: a side is not known"""
+    find_out: str = ""
+    """how to learn the unknown side"""
+
+
+class Finding(Value):
+    """A rule's verdict on a profile."""
+
+    rule: str
+    seed_row: int | None = None
+    verdict: Verdict
+    safety: Literal["lossless", "lossy", "manual"]
+    evidence: tuple[Evidence, ...]
+    problem: str
+    why: str
+    remedy: str
+    references: tuple[Reference, ...]
+
+
+class Step(Value):
+    """One change of the plan, in order."""
+
+    rule: str
+    changes: dict[str, object]
+    """Deployment field -> new value"""
+    before: Estimate
+    after: Estimate
+    alone: Estimate
+    """the baseline with only this change"""
+    undo: str = ""
+
+
+class Rejection(Value):
+    """A remedy that is not in the plan, and why, in numbers."""
+
+    rule: str
+    reason: str
+    estimate: Estimate | None = None
+    """the plan with this remedy in place of the chosen one"""
+
+
+class Alternative(Value):
+    """Another deployment on the Pareto front."""
+
+    deployment: Deployment
+    estimate: Estimate
+    best_for: str
+
+
+class Fallback(Value):
+    """What is tried next if a measurement disappoints."""
+
+    if_: str = Field(alias="if")
+    rule: str
+
+
+class Flip(Value):
+    """The value of a fact at which another plan wins."""
+
+    fact: str
+    now: float
+    at: float
+    then: str
+
+
+class Plan(Value):
+    """What to do, in order, and what was left out."""
+
+    goal: Goal
+    feasible: bool
+    """False: no deployment satisfies the limits; this is the nearest one, and `shortfall` says what gives"""
+    verdict: str
+    """one sentence"""
+    baseline_deployment: Deployment
+    baseline: Estimate
+    deployment: Deployment
+    expected: Estimate
+    steps: tuple[Step, ...]
+    rejected: tuple[Rejection, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
+    flips: tuple[Flip, ...] = ()
+    shortfall: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    tried: int = 0
+    """deployments estimated"""
+
+
+# ---------------------------------------------------------------- Change, Report
+
+
+class Change(Value):
+    """Something the executor did."""
+
+    rule: str
+    action: str
+    artifact: str | None = None
+    command: str = ""
+    seconds: float | None = None
+    before: dict[str, Scalar] = {}
+    after: dict[str, Scalar] = {}
+    """measured facts"""
+    gate: Literal["passed", "failed", "inconclusive", "not run"]
+    detail: str = ""
+
+
+class Report(Value):
+    """Everything: what `advise --format json` prints and `advise report` shows."""
+
+    schema_version: Literal[1] = 1
+    profile: Profile
+    findings: tuple[Finding, ...]
+    plan: Plan
+    changes: tuple[Change, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    versions: dict[str, str]
