@@ -585,6 +585,33 @@ class Plan(Value):
 # ---------------------------------------------------------------- Change, Report
 
 
+class Interval(Value):
+    """A measured figure with its confidence interval."""
+
+    metric: str
+    """perplexity, kl, top1, task:NAME, ttft_ms, itl_ms, output_tokens_per_s ..."""
+    what: str
+    """what was measured: "original", or the scheme"""
+    value: float
+    low: float | None = None
+    high: float | None = None
+    """95 % confidence interval"""
+    samples: int | None = None
+    limit: float | None = None
+    """the gate's limit in the same unit"""
+
+
+class LayerSensitivity(Value):
+    """How much one layer alone loses in a format."""
+
+    layer: str
+    format: str
+    score: float
+    """in the unit of Change.detail's metric; larger is more sensitive"""
+    kept: bool = False
+    """kept at higher precision"""
+
+
 class Change(Value):
     """Something the executor did."""
 
@@ -598,6 +625,63 @@ class Change(Value):
     """measured facts"""
     gate: Literal["passed", "failed", "inconclusive", "not run"]
     detail: str = ""
+    accuracy: tuple[Interval, ...] = ()
+    """what was measured with its confidence interval, before and after"""
+    layers: tuple[LayerSensitivity, ...] = ()
+    """sensitivity of the layers to their format, in the model's order"""
+
+
+class GridSeries(Value):
+    """One deployment over all loads of a Grid. Each tuple has one value per load, in the Grid's order; None: unknown or does not fit."""
+
+    label: str
+    """ "baseline", "plan", or what an alternative is best for"""
+    deployment: Deployment
+    memory_gib: Memory
+    """at the report's own load, per GPU; weights, runtime and capacity hold at every load"""
+    fits: tuple[bool, ...]
+    kv_cache_gib: tuple[float | None, ...]
+    """per GPU"""
+    activations_gib: tuple[float | None, ...]
+    """per GPU"""
+    ttft_ms: tuple[float | None, ...]
+    itl_ms: tuple[float | None, ...]
+    output_tokens_per_s: tuple[float | None, ...]
+    """of the whole deployment"""
+    max_concurrency: tuple[int | None, ...]
+
+
+class Grid(Value):
+    """A few deployments estimated over a lattice of loads: the page's what-if sliders read it, nothing is interpolated.
+
+    The load of index (c, i, o) is at (c * len(isl) + i) * len(osl) + o of every tuple.
+    """
+
+    concurrency: tuple[int, ...]
+    isl: tuple[int, ...]
+    """mean input length, tokens"""
+    osl: tuple[int, ...]
+    """mean output length, tokens"""
+    now: tuple[int, int, int]
+    """indices of the report's own load in the three axes"""
+    series: tuple[GridSeries, ...]
+    """the baseline first, the plan second, then the alternatives"""
+    best: tuple[int | None, ...]
+    """which series the goal and the limits choose at each load; None: none meets the limits"""
+
+
+class RooflinePoint(Value):
+    """Where one phase of a deployment stands under the roofline of one GPU."""
+
+    label: str
+    """ "baseline" or "plan" """
+    phase: Literal["prefill", "decode"]
+    flops_per_byte: float
+    """operations per byte of device memory traffic"""
+    tflops: float
+    """reached by one GPU as estimated"""
+    peak_tflops: float
+    """dense tensor-core peak of the format the phase computes in"""
 
 
 class Report(Value):
@@ -610,3 +694,8 @@ class Report(Value):
     changes: tuple[Change, ...] = ()
     overrides: tuple[Override, ...] = ()
     versions: dict[str, str]
+    command: tuple[str, ...] = ()
+    """the arguments that made it, after "advise"; the report prints them quoted for a shell"""
+    grid: Grid | None = None
+    """for the page's what-if sliders; None: not asked for"""
+    roofline: tuple[RooflinePoint, ...] = ()
