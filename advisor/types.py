@@ -116,6 +116,8 @@ class Moe(Value):
     """layers that have experts; the model's other MLP layers are dense"""
     shared_intermediate: int = 0
     """total width of the shared experts of one layer, 0 without"""
+    hidden: int | None = None
+    """width a routed expert reads and writes where it is not Model.hidden (experts in a latent space)"""
 
 
 class Window(Value):
@@ -125,6 +127,8 @@ class Window(Value):
     """tokens that a local layer keeps"""
     layers: int
     """how many of Model.attention_layers are local"""
+    kv_elements: float | None = None
+    """cache elements per token of one local layer where it is not 2 * kv_heads * head_dim; None: it is"""
 
 
 class Recurrent(Value):
@@ -137,6 +141,8 @@ class Recurrent(Value):
     conv_elements: int = 0
     """convolution state per layer and sequence, elements"""
     params_per_layer: int = 0
+    state_dtype: str = "float32"
+    """of the recurrent state; the convolution state has the model's dtype"""
 
 
 class Quantized(Value):
@@ -193,12 +199,20 @@ class Model(Value):
     moe: Moe | None = None
     window: Window | None = None
     recurrent: Recurrent | None = None
+    kv_elements: float | None = None
+    """cache elements per token of one global attention layer, mean over them, where it is not 2 * kv_heads * head_dim
+    (with mla: kv_lora_rank + qk_rope_head_dim): keys and values of different width, compressed caches; None: it is"""
+    indexer_bytes: float = 0.0
+    """bytes per token and attention layer of a sparse-attention indexer's keys, the same for every KV format"""
     mtp_layers: int = 0
     """multi-token-prediction layers that the checkpoint brings"""
     params: int | None = None
     """all parameters"""
     active_params: int | None = None
     """parameters that one token uses"""
+    params_by_part: dict[str, int] = {}
+    """embedding, lm_head, attention, recurrent, mlp, experts, shared_experts, router, norms, other: their sum is params;
+    beside it, not in params: mtp, and vision (every other modality)"""
     dtype: str = "bfloat16"
     """of the unquantized tensors"""
     quantized: Quantized | None = None
