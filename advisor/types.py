@@ -646,7 +646,7 @@ class Change(Value):
 
 
 class GridSeries(Value):
-    """One deployment over all loads of a Grid. Each tuple has one value per load, in the Grid's order; None: unknown or does not fit."""
+    """One deployment over all loads of a Grid. Each tuple has one value per load, in the Grid's order."""
 
     label: str
     """ "baseline", "plan", or what an alternative is best for"""
