@@ -1,0 +1,43 @@
+"""`advise --model X`: which optimizations, in which order, what each gives and why."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Any
+
+import click
+
+from advisor.cli import Commands, _show_version
+from advisor.cli.options import FORMATS, gather, output_option, question, rules_option, show
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@question
+@rules_option
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
+@output_option
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
+@click.pass_context
+def command(ctx: click.Context, overlay: str | None, form: str, output: str | None, **options: Any) -> int:
+    """Look at a GPU, a model and its traffic, and say which inference optimizations to use, in which order, and why.
+
+    \b
+    advise --model meta-llama/Llama-3.1-8B-Instruct --gpu h100
+    advise --model ./my-model --traffic trace.jsonl --itl-ms 20 --format html -o report.html
+
+    Nothing on the machine is changed.
+    """
+    if ctx.invoked_subcommand is not None:
+        return 0
+    if not options.get("model") and not any(ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE for name in options):
+        click.echo(ctx.get_help())
+        return 0
+    from advisor import pipeline
+    from advisor.report.rendering import render
+
+    report = pipeline.advise(gather(options), overlay=overlay)
+    to_terminal = form == "text" and not output and sys.stdout.isatty()
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100) if to_terminal else 80
+    show(render(report, form, width=width, color=to_terminal), output)
+    return 0 if report.plan.feasible else 4

@@ -1,0 +1,97 @@
+"""The options that several commands share, and the profile that they describe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from advisor.types import Profile
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FORMATS = ("text", "json", "markdown", "html")
+
+_QUESTION = (
+    click.option("--model", help="A local folder, a known name (profiles/models) or a hub id.", metavar="MODEL"),
+    click.option("--gpu", help="A GPU of profiles/gpus or a usual short name. Left out: the GPUs of this machine.", metavar="GPU"),
+    click.option("--gpus", type=click.IntRange(1), help="How many GPUs.", metavar="N"),
+    click.option("--traffic", help="A named shape (chat, rag, code, ...), a trace file or a /metrics text or URL.", metavar="NAME|FILE"),
+    click.option("--isl", type=float, help="Input tokens per request.", metavar="N"),
+    click.option("--osl", type=float, help="Output tokens per request.", metavar="N"),
+    click.option("--concurrency", type=float, help="Requests in the system at once.", metavar="N"),
+    click.option("--rate", type=float, help="Arrivals per second, instead of a concurrency.", metavar="R"),
+    click.option("--objective", type=click.Choice(["throughput", "latency", "cost"]), default="throughput", show_default=True),
+    click.option("--ttft-ms", type=float, help="Limit on the time to first token.", metavar="X"),
+    click.option("--itl-ms", type=float, help="Limit on the inter-token latency.", metavar="X"),
+    click.option("--accuracy-budget", help="Largest acceptable loss on the accuracy metric, percent (2 or 2%).", metavar="PCT"),
+    click.option(
+        "--accuracy-metric",
+        default="perplexity",
+        show_default=True,
+        help="What the budget limits: perplexity, kl, top1, task:NAME or command.",
+        metavar="METRIC",
+    ),
+    click.option("--engine", type=click.Choice(["tensorrt-llm", "vllm"]), default="tensorrt-llm", show_default=True),
+    click.option("--engine-version", help="Version of the engine.", metavar="V"),
+    click.option("--batching", type=click.Choice(["in-flight", "static"]), help="How the engine batches today, if you know."),
+    click.option("--measured", type=click.Path(), help="Measured facts (JSON), as the executor writes them.", metavar="FILE"),
+)
+
+rules_option = click.option(
+    "--rules", "overlay", type=click.Path(), help="An organisation's own rules: added, tightened or suppressed.", metavar="DIR"
+)
+output_option = click.option("-o", "--output", type=click.Path(), help="Write to a file instead of stdout.", metavar="FILE")
+
+
+def question(function: Function) -> Function:
+    """Add the options that describe model, machine, traffic, goal and engine."""
+    for option in reversed(_QUESTION):
+        function = option(function)
+    return function
+
+
+def gather(options: dict[str, Any]) -> Profile:
+    """The Profile that the options describe. Raises InputError, click.UsageError."""
+    from advisor import pipeline
+
+    if not options.get("model"):
+        raise click.UsageError("Missing option '--model': a local folder, a known name or a hub id.")
+    options = dict(options)
+    options["accuracy_budget_pct"] = _percent(options.pop("accuracy_budget"))
+    return pipeline.profile(**options)
+
+
+def _percent(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a percentage", param_hint="--accuracy-budget") from None
+    if not 0 <= value <= 100:
+        raise click.BadParameter(f"{text!r} is not between 0 and 100", param_hint="--accuracy-budget")
+    return value
+
+
+def show(text: str, output: str | None) -> None:
+    """Write to a file, whole, or to stdout."""
+    if not text.endswith("\n"):
+        text += "\n"
+    if output and output != "-":
+        from pathlib import Path
+
+        from advisor.library import write_whole
+
+        write_whole(Path(output), text)
+        click.echo(f"written: {output}", err=True)
+        return
+    stream = sys.stdout
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        stream.buffer.write(text.encode(stream.encoding or "ascii", "replace"))
+    stream.flush()

@@ -1,0 +1,20 @@
+"""`advise schema`: the JSON Schema of every value that others script against."""
+
+from __future__ import annotations
+
+import click
+
+from advisor.cli.options import output_option, show
+
+VALUES = ("Report", "Profile", "Plan", "Finding", "Deployment", "Point", "Estimate", "Rule", "Change")
+
+
+@click.command("schema")
+@click.argument("value", type=click.Choice(VALUES), required=False)
+@output_option
+def command(value: str | None, output: str | None) -> int:
+    """Print the JSON Schema of a value, or of all of them."""
+    from advisor import pipeline
+
+    show(pipeline.schema((value,) if value else VALUES), output)
+    return 0

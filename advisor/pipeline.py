@@ -1,0 +1,193 @@
+"""The whole program in a few lines each: profile, judge, plan, show. Only this file knows the order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advisor import __version__
+from advisor.errors import InputError
+from advisor.types import Engine, Finding, Goal, Gpu, Model, Objective, Profile, Report, Rule, Scalar, Traffic
+
+if TYPE_CHECKING:
+    from advisor.reasoner.rulebook import Rulebook
+
+DEFAULT_TRAFFIC = "chat"
+DEFAULT_VERSIONS = {"tensorrt-llm": "1.2.1", "vllm": "0.11.0"}
+
+
+def profile(
+    model: str,
+    *,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    traffic: str | None = None,
+    isl: float | None = None,
+    osl: float | None = None,
+    concurrency: float | None = None,
+    rate: float | None = None,
+    objective: Objective = "throughput",
+    ttft_ms: float | None = None,
+    itl_ms: float | None = None,
+    accuracy_budget_pct: float | None = None,
+    accuracy_metric: str = "perplexity",
+    engine: str = "tensorrt-llm",
+    engine_version: str | None = None,
+    batching: str | None = None,
+    measured: str | None = None,
+) -> Profile:
+    """Look at the machine, the model and the traffic. The arguments are the options of `advise`; raises InputError."""
+    from advisor.profiler.model import read_model
+
+    found_model, sources = read_model(model)
+    found_gpu, gpu_sources = _gpus(gpu, gpus)
+    found_traffic, traffic_sources, facts = _traffic(traffic, isl=isl, osl=osl, concurrency=concurrency, rate=rate)
+    if measured is not None:
+        from advisor.profiler.measured import read_measured
+
+        facts = facts | read_measured(Path(measured))
+    return assemble(
+        found_model,
+        found_gpu,
+        found_traffic,
+        goal=_goal(objective, ttft_ms, itl_ms, accuracy_budget_pct, accuracy_metric),
+        engine=Engine.model_validate(
+            {"name": engine, "version": engine_version or DEFAULT_VERSIONS[engine], "batching": batching}
+        ),
+        measured=facts,
+        sources=sources
+        | gpu_sources
+        | traffic_sources
+        | {
+            "engine.name": "flag --engine or default",
+            "engine.version": "flag --engine-version" if engine_version else "default",
+            "goal.objective": "flag --objective or default",
+        }
+        | {f"measured.{name}": str(measured or traffic) for name in facts},
+    )
+
+
+def assemble(
+    model: Model,
+    gpu: Gpu,
+    traffic: Traffic,
+    *,
+    goal: Goal | None = None,
+    engine: Engine | None = None,
+    measured: dict[str, Scalar] | None = None,
+    sources: dict[str, str] | None = None,
+) -> Profile:
+    """A Profile from its parts. Raises InputError when the traffic cannot be served by the model at all."""
+    longest = traffic.isl.mean + traffic.osl.mean
+    if model.max_context is not None and longest > model.max_context:
+        raise InputError(
+            f"requests of {longest:,.0f} tokens are longer than {model.name} can take ({model.max_context:,} tokens)",
+            where=f"traffic {traffic.name}: {traffic.isl.mean:,.0f} in + {traffic.osl.mean:,.0f} out",
+            hint="give shorter lengths (--isl, --osl), or a model with a longer context",
+        )
+    return Profile(
+        gpu=gpu,
+        model=model,
+        traffic=traffic,
+        goal=goal or Goal(),
+        engine=engine or Engine(),
+        measured=measured or {},
+        sources=dict(sorted((sources or {}).items())),
+    )
+
+
+def advise(profile: Profile, *, overlay: str | Path | None = None) -> Report:
+    """Judge a profile by the rules and plan what to do. A pure function of the profile and the rules."""
+    from advisor.reasoner.diagnosis import diagnose
+    from advisor.reasoner.planning import plan
+
+    rulebook = rules(overlay)
+    findings: tuple[Finding, ...] = diagnose(profile, rulebook)
+    return Report(
+        profile=profile,
+        findings=findings,
+        plan=plan(profile, rulebook, findings),
+        overrides=rulebook.overrides,
+        versions={"inference-advisor": __version__, profile.engine.name: profile.engine.version},
+    )
+
+
+def rules(overlay: str | Path | None = None) -> Rulebook:
+    """The rules, with an organisation's overlay. Raises RuleProblem."""
+    from advisor.reasoner.rulebook import load_rules
+
+    return load_rules(Path(overlay) if overlay is not None else None)
+
+
+def explain(rule_id: str, *, report_file: str | None = None, overlay: str | None = None) -> str:
+    """A rule as a page; with a report, why or why not there. Raises UnknownName."""
+    from advisor.errors import UnknownName
+    from advisor.reasoner import explanation
+
+    known = {rule.id: rule for rule in rules(overlay).rules}
+    rule: Rule | None = known.get(rule_id)
+    if rule is None:
+        raise UnknownName("rule", rule_id, known, hint="`advise rules list` shows them all")
+    return explanation.explain(rule, load_report(report_file) if report_file else None)
+
+
+def load_report(path: str) -> Report:
+    """A stored report. Raises FileProblem."""
+    from advisor.profiler.stored import load_value
+
+    return load_value(Path(path), Report, what="report")
+
+
+def schema(names: Iterable[str]) -> str:
+    """The JSON Schemas of values of types.py by name; each field's docstring is its description."""
+    import json
+
+    from advisor import types
+    from advisor.report.schema import describe
+
+    schemas = {name: describe(getattr(types, name)) for name in names}
+    return json.dumps(schemas if len(schemas) != 1 else next(iter(schemas.values())), indent=2)
+
+
+def _gpus(gpu: str | None, gpus: int | None) -> tuple[Gpu, dict[str, str]]:
+    from advisor.profiler.gpu import find_gpu, read_gpus
+
+    if gpu is not None:
+        return find_gpu(gpu, gpus or 1)
+    found, sources = read_gpus()
+    if gpus is None:
+        return found, sources
+    if gpus > found.count:
+        from advisor.errors import GpuProblem
+
+        raise GpuProblem(
+            f"{gpus} GPUs wanted, {found.count} on this machine",
+            where="--gpus",
+            hint="leave --gpus out, or plan for another machine with --gpu NAME --gpus N",
+        )
+    return found.model_copy(update={"count": gpus}), sources | {"gpu.count": "flag --gpus"}
+
+
+def _traffic(name: str | None, **flags: Any) -> tuple[Traffic, dict[str, str], dict[str, Scalar]]:
+    from advisor.profiler.traffic import adjust, is_metrics, read_traffic
+
+    measured: dict[str, Scalar] = {}
+    if name is not None and is_metrics(name):
+        from advisor.profiler.prometheus import read_metrics
+
+        traffic, sources, measured = read_metrics(name)
+    else:
+        traffic, sources = read_traffic(name or DEFAULT_TRAFFIC)
+    if name is None:
+        sources = {fact: f"default: {source}" for fact, source in sources.items()}
+    if any(value is not None for value in flags.values()):
+        traffic, sources = adjust(traffic, sources, **flags)
+    return traffic, sources, measured
+
+
+def _goal(objective: Objective, ttft_ms: float | None, itl_ms: float | None, budget: float | None, metric: str) -> Goal:
+    for flag, value in (("--ttft-ms", ttft_ms), ("--itl-ms", itl_ms)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"a limit of {value} ms cannot be kept", where=flag, hint="give a number of milliseconds above 0")
+    return Goal(objective=objective, ttft_ms=ttft_ms, itl_ms=itl_ms, accuracy_budget_pct=budget, accuracy_metric=metric)

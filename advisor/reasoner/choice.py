@@ -1,0 +1,118 @@
+"""Which of the estimated deployments is best for a goal, and which are worth showing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from advisor.reasoner.candidates import Candidate
+from advisor.types import Alternative, Deployment, Estimate, Goal
+
+# Differences below this share decide nothing: they are well inside the estimator's error, so the plan that loses less
+# accuracy, and then the simpler one, is taken.
+TIE = 0.03
+_NEVER = float("inf")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate with its estimate."""
+
+    candidate: Candidate
+    estimate: Estimate
+
+    @property
+    def deployment(self) -> Deployment:
+        return self.candidate.deployment
+
+
+def worth(estimate: Estimate, goal: Goal) -> float:
+    """How good an estimate is for the objective, larger is better; 0 when it has no speed.
+
+    throughput: output tokens per second of the whole deployment. latency: 1000 / request latency in ms.
+    cost: output tokens per second and GPU.
+    """
+    if goal.objective == "latency":
+        latency = estimate.request_latency_ms
+        return 1000.0 / latency if latency else 0.0
+    speed = estimate.output_tokens_per_s_per_gpu if goal.objective == "cost" else estimate.output_tokens_per_s
+    return speed or 0.0
+
+
+def violations(estimate: Estimate, goal: Goal) -> dict[str, float]:
+    """Limits that an estimate breaks: name -> how many times over (infinite when it does not fit or cannot be known)."""
+    if not estimate.fits:
+        return {"memory": _NEVER}
+    broken: dict[str, float] = {}
+    for name, limit, value in (("ttft_ms", goal.ttft_ms, estimate.ttft_ms), ("itl_ms", goal.itl_ms, estimate.itl_ms)):
+        if limit is not None and value is not None and value > limit:
+            broken[name] = value / limit
+    budget, loss = goal.accuracy_budget_pct, estimate.loss
+    if budget is not None and loss is not None and loss.low_pct > budget:
+        broken["accuracy"] = loss.low_pct / budget if budget else _NEVER
+    return broken
+
+
+def choose(tried: Sequence[Tried], goal: Goal) -> tuple[Tried, bool]:
+    """The best candidate, and whether it keeps every limit; when none does, the one that breaks them least."""
+    keeping = [one for one in tried if not violations(one.estimate, goal)]
+    if not keeping:
+        return min(tried, key=lambda one: (*_severity(one, goal), *_simplicity(one))), False
+    best = max(worth(one.estimate, goal) for one in keeping)
+    tied = [one for one in keeping if worth(one.estimate, goal) >= best * (1 - TIE)]
+    return min(tied, key=_simplicity), True
+
+
+def _severity(one: Tried, goal: Goal) -> tuple[float, float]:
+    broken = violations(one.estimate, goal)
+    over = one.estimate.memory_gib.total / one.estimate.memory_gib.capacity if "memory" in broken else 0.0
+    return over, max(broken.values(), default=0.0) if not over else 0.0
+
+
+def _simplicity(one: Tried) -> tuple[float, int, float, str]:
+    loss = one.estimate.loss
+    return (
+        loss.high_pct if loss else _NEVER,
+        len(one.candidate.rules) + (one.deployment.tensor_parallel - 1) + 8 * (one.deployment.pipeline_parallel - 1),
+        one.estimate.memory_gib.weights,
+        one.deployment.model_dump_json(),
+    )
+
+
+def pareto(tried: Sequence[Tried], chosen: Tried, goal: Goal, *, most: int = 6) -> tuple[Alternative, ...]:
+    """The front over throughput, ITL and accuracy loss, without the chosen plan: at most `most`, best throughput first."""
+    fitting = [one for one in tried if one.estimate.fits and one.estimate.output_tokens_per_s]
+    front: list[Tried] = []
+    seen: set[tuple[float, ...]] = set()
+    for one in sorted(fitting, key=lambda item: (_coordinates(item), _simplicity(item))):
+        spot = _coordinates(one)
+        if spot in seen or any(all(a <= b for a, b in zip(_coordinates(other), spot, strict=True)) for other in front):
+            continue
+        seen.add(spot)
+        front.append(one)
+    others = [one for one in front if one.deployment != chosen.deployment]
+    return tuple(
+        Alternative(deployment=one.deployment, estimate=one.estimate, best_for=_best_for(one, front, goal))
+        for one in others[:most]
+    )
+
+
+def _coordinates(one: Tried) -> tuple[float, float, float]:
+    """Smaller is better in each; rounded so that differences nobody could measure make no front."""
+    estimate = one.estimate
+    loss = estimate.loss.high_pct if estimate.loss else _NEVER
+    return (-float(f"{estimate.output_tokens_per_s:.3g}"), float(f"{estimate.itl_ms or _NEVER:.3g}"), round(loss, 2))
+
+
+def _best_for(one: Tried, front: list[Tried], goal: Goal) -> str:
+    throughput, itl, loss = _coordinates(one)
+    praise = []
+    if throughput == min(_coordinates(other)[0] for other in front):
+        praise.append("highest throughput")
+    if itl == min(_coordinates(other)[1] for other in front):
+        praise.append("lowest ITL")
+    if loss == min(_coordinates(other)[2] for other in front):
+        praise.append("least accuracy loss")
+    broken = violations(one.estimate, goal)
+    limit = f" (breaks the limit on {', '.join(broken)})" if broken else ""
+    return (" and ".join(praise) or "a compromise") + limit
