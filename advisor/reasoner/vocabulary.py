@@ -72,7 +72,7 @@ _ENUMS: dict[str, tuple[str, ...]] = {
     "batching": get_args(Batching),
     "bound": get_args(Bound),
     "method": get_args(SpeculationMethod),
-    "support": get_args(Support),
+    "support": tuple(word for word in get_args(Support) if word != "unknown"),
     "link": _values_of(Gpu, "link"),
     "attention": _values_of(Model, "attention"),
     "engine": _values_of(Engine, "name"),
@@ -289,6 +289,22 @@ def _fact(group: str, row: _Row) -> Fact:
     values = _ENUMS.get(kind, ())
     plain: Kind = "enum" if values else "number" if kind == "whole" else kind  # type: ignore[assignment]
     return Fact(full, plain, unit, doc, basis, find_out or _FIND_OUT[group], values, kind == "whole")
+
+
+def misfit(fact: Fact, value: object) -> str:
+    """Why a value is none of this fact's, or "". None (not known) always fits."""
+    if value is None:
+        return ""
+    if fact.kind == "bool":
+        return "" if isinstance(value, bool) else f"{fact.name} is true or false, not {value!r}"
+    if fact.kind == "number":
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return "" if good else f"{fact.name} is a number, not {value!r}"
+    if not isinstance(value, str):
+        return f"{fact.name} is text, not {value!r}"
+    if fact.values and value not in fact.values:
+        return f"{fact.name} is never {value!r}: one of {', '.join(fact.values)}"
+    return ""
 
 
 FACTS: dict[str, Fact] = {fact.name: fact for fact in (_fact(group, row) for group, row in _rows())}
