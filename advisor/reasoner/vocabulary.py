@@ -184,6 +184,14 @@ _BASELINE: tuple[_Row, ...] = (
     ("prefill_bound", "bound", "", "what limits the prefill"),
     ("batch", "number", "requests", "requests really in flight at once, per replica"),
     ("tensor_parallel", "whole", "GPUs", "GPUs that one replica's layers are cut over"),
+    ("one_gpu_weight_share", "number", "", "the baseline's weights uncut, over the capacity of one GPU"),
+    (
+        "cache_to_weights",
+        "number",
+        "",
+        "bytes of the KV cache of all requests in the system at their mean context over bytes of the weights, both as the"
+        " baseline stores them; a decode step reads both",
+    ),
 )
 _SPECULATION: tuple[_Row, ...] = (
     ("best_method", "method", "", "the fastest method that this model has a draft for"),
@@ -210,6 +218,15 @@ _MEASURED: tuple[_Row, ...] = (
     ("itl_ms", "number", "ms", "mean inter-token latency"),
     ("output_tokens_per_s", "number", "tokens/s", "output of the whole deployment"),
     ("acceptance", "number", "", "probability that a drafted token is accepted, 0 to 1"),
+    ("ngram_acceptance", "number", "", "probability that an n-gram guess is accepted, replayed over recorded outputs, 0 to 1"),
+    (
+        "calibration_sensitive",
+        "bool",
+        "",
+        "the measured scheme's statistics depend on the calibration text (SmoothQuant, GPTQ, NVFP4; hardly FP8, AWQ)",
+    ),
+    ("recalibration_left", "bool", "", "the scheme is calibration_sensitive and not yet recalibrated"),
+    ("limit_ratio", "number", "", "worst of the measured TTFT and ITL over their limits; above 1 a limit is missed"),
     ("teacher_loss_pct", "number", "%", "loss of the unquantized model itself against its target"),
     ("idle_share", "number", "", "share of slot-time that the batch idled"),
     ("export_loads", "bool", "", "the engine loaded the exported checkpoint"),
@@ -267,6 +284,8 @@ def _rows() -> Iterator[tuple[str, _Row]]:
     for kind, formats in FORMATS.items():
         for word in formats:
             yield "support", (f"{kind}.{word}", "support", "", f"this engine version and GPU with {kind} {word}")
+    yield "support", ("checkpoint", "support", "", "this engine version and GPU with the checkpoint's own weight format")
+    yield "support", ("quantized_formats", "whole", "formats", "quantized weight formats that run natively here")
     for word in FIT_FORMATS:
         label = f"with {word} weights and a 16-bit KV cache"
         yield "fit", (f"{word}.fits", "bool", "", f"the baseline {label}: weights and one request fit")
@@ -275,6 +294,10 @@ def _rows() -> Iterator[tuple[str, _Row]]:
     label = "with an FP8 KV cache"
     yield "fit", ("kv_fp8.max_concurrency", "whole", "requests", f"the baseline {label}: requests whose cache fits")
     yield "fit", ("kv_fp8.concurrency_share", "number", "", f"the baseline {label}: traffic.concurrency over that")
+    label = "the narrowest weights that compute natively here (no weight-only format), on all GPUs"
+    yield "fit", ("native.weights", "weights", "", f"which format that is: {label}")
+    yield "fit", ("native.weight_share", "number", "", f"{label}: bytes over capacity; above 1 they do not fit")
+    yield "fit", ("native.coverage", "number", "", f"{label}: requests whose 16-bit cache fits over those in the system")
     for word in GAIN_FORMATS:
         yield "gain", (word, "number", "", f"output tokens/s of the baseline with {word} weights over the baseline's")
     yield "gain", ("fp8_kv", "number", "", "output tokens/s of the baseline with an FP8 KV cache over the baseline's")
