@@ -1,0 +1,93 @@
+"""Time of attention: decode reads the cache, prefill multiplies.
+
+    decode  t = t0 + t1 S/(S + S1) + (bytes^p + flops^p)^(1/p)       S the context, at least smin
+    prefill t = t0 + flops/(P ec S/(S + s0)) + q bytes/BW
+
+t0, t1 in microseconds; efficiencies fitted per GPU and cache format (profiles/constants).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from advisor.estimator.constants import Constants
+from advisor.estimator.memory import KV_BYTES
+from advisor.types import KvFormat, Model
+
+
+class Attention(NamedTuple):
+    """One layer's attention on one GPU: coefficients."""
+
+    t0: float
+    t1: float
+    s1: float
+    smin: float
+    power: float
+    inverse: float
+    byte_time: float
+    """seconds per sequence and token of context"""
+    flop_time: float
+    prefill_t0: float
+    prefill_s0: float
+    prefill_pair: float
+    """seconds per query-key pair at full efficiency"""
+    prefill_token: float
+    window: float
+
+    def decode(self, sequences: float, context: float) -> float:
+        """Seconds of one decode step of one layer: `sequences` queries, each over `context` tokens."""
+        if sequences <= 0:
+            return 0.0
+        s = min(context, self.window)
+        s = s if s > self.smin else self.smin
+        work = sequences * s
+        return float(
+            self.t0 + self.t1 * s / (s + self.s1)
+            + ((work * self.byte_time) ** self.power + (work * self.flop_time) ** self.power) ** self.inverse
+        )  # fmt: skip
+
+    def prefill(self, tokens: float, length: float) -> float:
+        """Seconds of one layer for `tokens` prompt tokens that belong to prompts of `length` tokens."""
+        if tokens <= 0:
+            return 0.0
+        reach = length if length <= self.window else self.window
+        pairs = tokens * (reach - reach * reach / (2 * length))
+        return float(self.prefill_t0 + pairs * self.prefill_pair * (1 + self.prefill_s0 / length) + tokens * self.prefill_token)
+
+
+def attention(constants: Constants, model: Model, kv_cache: KvFormat, parts: int, window: float) -> Attention:
+    """The coefficients with the heads divided over `parts` ranks (K and V heads copied when there are fewer)."""
+    peak = constants.peaks["bf16"]
+    assert peak is not None
+    bandwidth = constants.bandwidth
+    kv = "bf16" if kv_cache == "bf16" else "fp8"
+    heads = -(-model.heads // parts)
+    if model.mla is not None:
+        vector = _pick(constants, "mla_decode", kv)
+        context = _pick(constants, "mla_prefill", kv)
+        width = model.mla.kv_lora_rank + model.mla.qk_rope_head_dim
+        query = model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim + model.mla.v_head_dim
+        bytes_token, flops_token = width * KV_BYTES[kv_cache], 2.0 * heads * (width + model.mla.kv_lora_rank)
+        pair = 2.0 * heads * query
+        s1, smin = 0.0, 1.0
+    else:
+        vector = _pick(constants, "attention_decode", kv)
+        context = _pick(constants, "attention_prefill", f"bf16_{kv}")
+        kv_heads = -(-model.kv_heads // parts)
+        bytes_token = 2.0 * kv_heads * model.head_dim * KV_BYTES[kv_cache]
+        flops_token = 4.0 * heads * model.head_dim
+        pair = flops_token
+        s1, smin = vector["s1"], vector["smin"]
+    return Attention(
+        t0=vector["t0_us"] * 1e-6, t1=vector["t1_us"] * 1e-6, s1=s1, smin=smin, power=vector["p"], inverse=1 / vector["p"],
+        byte_time=bytes_token / (bandwidth * vector["eb"]), flop_time=flops_token / (peak * vector["ec"]),
+        prefill_t0=context["t0_us"] * 1e-6, prefill_s0=context["s0"], prefill_pair=pair / (peak * context["ec"]),
+        prefill_token=context["q"] * 2.0 * (2 * heads * model.head_dim) / bandwidth, window=window,
+    )  # fmt: skip
+
+
+def _pick(constants: Constants, op: str, form: str) -> dict[str, float]:
+    table = constants.ops[op]
+    first = next(iter(table))
+    plain = form.replace("fp8", "bf16")
+    return dict(table.get(form) or table.get(plain) or table[first])

@@ -1,0 +1,97 @@
+"""What steps add up to: the steady state of in-flight batching, and static batching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from advisor.estimator.step_time import StepTime
+from advisor.types import Load
+
+
+class Flow(NamedTuple):
+    """The steady state of one replica."""
+
+    sequences: float
+    """in flight at once"""
+    seconds_per_token: float
+    """mean time between two tokens of one sequence"""
+    tokens_per_s: float
+    """output tokens of the replica"""
+    first_token: float
+    """seconds from the start of a prompt's prefill to its first token, beside the others"""
+
+
+def in_flight(step: StepTime, sequences: float, isl: float, osl: float, budget: float) -> Flow:
+    """Steady state with `sequences` always in flight, prompts mixed into the steps, at most `budget` tokens a step.
+
+    Each sequence leaves after osl steps and the next one's prompt comes in, so a step carries sequences * isl / osl prompt
+    tokens on average: whole prompts in some of the steps, or a part in each.
+    """
+    steps = max(osl, 1.0)
+    context = isl + osl / 2
+    flow = sequences * isl / steps
+    decoding = sequences
+    if flow + decoding > budget:  # the token budget, not the slots, limits: some slots wait for their prompt
+        decoding = budget / (1 + isl / steps)
+        flow = decoding * isl / steps
+    chunk = min(isl, max(budget - decoding, 1.0))
+    plain = step.step(decoding, context)
+    if flow >= chunk:
+        mean = mixed = step.step(decoding, context, flow, isl)
+    else:
+        mixed = step.step(decoding, context, chunk, isl)
+        mean = plain + (mixed - plain) * flow / chunk
+    rate = decoding / mean
+    first = max(step.prompt(isl), mixed * math.ceil(isl / chunk))
+    return Flow(sequences, mean, rate, first)
+
+
+def run(step: StepTime, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:
+    """A finite run: `requests` requests, all there at the start, `slots` at once; the last wave fills only some slots."""
+    if requests <= slots:
+        waves = [requests]
+    else:
+        whole = math.floor(requests / slots)
+        rest = requests - whole * slots
+        waves = [slots] * whole + ([rest] if rest >= 1 else [])
+    seconds = 0.0
+    full = in_flight(step, waves[0], isl, osl, budget)
+    for wave in dict.fromkeys(waves):
+        flow = full if wave == waves[0] else in_flight(step, wave, isl, osl, budget)
+        seconds += waves.count(wave) * wave * osl / flow.tokens_per_s
+    return Flow(full.sequences, full.seconds_per_token, requests * osl / seconds, full.first_token)
+
+
+def static(step: StepTime, sequences: float, isl: float, osl: float, budget: float, idle: float = 0.0) -> Flow:
+    """Static batching: a batch is prefilled, decoded until its longest sequence ends, and only then the next one starts.
+
+    idle: share of slot-time without work because sequences end at different lengths (static_idle_share).
+    """
+    rounds = math.ceil(sequences * isl / max(budget, 1.0))
+    prefill = rounds * step.step(0.0, 1.0, sequences * isl / rounds, isl)
+    longest = osl / max(1.0 - idle, 1e-3)
+    decode = step.step(sequences, isl + osl / 2)
+    seconds = prefill + longest * decode
+    return Flow(sequences, decode, sequences * osl / seconds, prefill)
+
+
+def static_idle_share(lengths: Load | Sequence[float], batch: float) -> float:
+    """Share of slot-time that a static batch of `batch` requests idles, 0 to 1, from their output lengths.
+
+    A batch runs as long as its longest member: idle = 1 - mean / E[max of `batch` draws]. Without lengths: 0.
+    """
+    if isinstance(lengths, Load):
+        lengths = [float(osl) for _, osl in lengths.lengths]
+    count = int(batch)
+    if len(lengths) < 2 or count < 2:
+        return 0.0
+    ordered = sorted(lengths)
+    total = len(ordered)
+    longest, below = 0.0, 0.0
+    for index, value in enumerate(ordered, start=1):
+        upto = (index / total) ** count
+        longest += value * (upto - below)
+        below = upto
+    return max(0.0, 1.0 - sum(ordered) / total / longest) if longest > 0 else 0.0

@@ -1,0 +1,248 @@
+"""What a deployment would give: memory, TTFT, ITL, throughput, each with its basis and an 80 % interval."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from advisor.errors import NotPossible
+from advisor.estimator import batching
+from advisor.estimator.constants import Constants, constants_of
+from advisor.estimator.memory import GIB, Parts, most_sequences, parts, ranks, sequence_bytes
+from advisor.estimator.step_time import StepParts, StepTime, step_time
+from advisor.types import Basis, Bound, BoundBy, Deployment, Engine, Estimate, Gpu, Load, Memory, Model
+
+DEFAULT_TOKENS = 8192
+"""tokens per step: TensorRT-LLM 1.x max_num_tokens=8192; vLLM max_num_batched_tokens=8192 on these GPUs"""
+DEFAULT_BATCH = 2048
+"""sequences per step: TensorRT-LLM max_batch_size=2048"""
+CACHED: dict[tuple[object, ...], Prepared] = {}
+CACHE_SIZE = 512
+
+
+class Prepared(NamedTuple):
+    """What does not depend on the load."""
+
+    model: Model
+    gpu: Gpu
+    memory: Parts
+    constants: Constants | None
+    step: StepTime | None
+    tokens: int
+    batch: int
+
+
+def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine | None = None) -> Estimate:
+    """Memory, latency and throughput of a deployment under a load.
+
+    load.concurrency and load.rate both None: as many requests as memory holds (offline throughput); load.requests makes
+    the run finite. A rate is turned into a concurrency by Little's law at the latency it itself causes.
+    Raises NotPossible where no engine could do it; a deployment that does not fit is an Estimate with fits=False.
+    """
+    engine = engine or Engine()
+    ready = _prepare(model, gpu, deployment, engine)
+    notes: list[str] = []
+    slots = most_sequences(ready.memory, load, deployment)
+    memory, step = ready.memory, ready.step
+    if slots is None:
+        notes.append("the memory of this GPU is not known: whether the deployment fits cannot be said")
+    elif slots < 1:
+        return _too_large(memory, load, notes)
+    most = None if slots is None else slots * deployment.replicas
+    limit = min(ready.batch, slots if slots is not None else ready.batch)
+    if step is None:
+        notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
+        return _only_memory(memory, load, most, limit, notes)
+    flow, wait = _flow(step, deployment, load, limit, ready.tokens, notes)
+    return _assemble(ready, deployment, load, flow, wait, most, notes)
+
+
+def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:
+    key = (
+        id(model), id(gpu), deployment.tensor_parallel, deployment.pipeline_parallel, deployment.expert_parallel,
+        deployment.attention_dp, deployment.weights, deployment.kv_cache, deployment.max_batch_size,
+        deployment.max_num_tokens, deployment.keep_high_precision, engine.name,
+    )  # fmt: skip
+    found = CACHED.get(key)
+    if found is not None:  # the entry keeps model and gpu alive, so their ids cannot be taken by others
+        return found
+    check(model, gpu, deployment)
+    tokens = deployment.max_num_tokens or DEFAULT_TOKENS
+    batch = deployment.max_batch_size or DEFAULT_BATCH
+    constants = constants_of(gpu)
+    step = step_time(constants, model, deployment, engine) if constants is not None else None
+    made = Prepared(model, gpu, parts(model, gpu, deployment, engine, tokens, batch), constants, step, tokens, batch)
+    if len(CACHED) >= CACHE_SIZE:
+        CACHED.clear()
+    CACHED[key] = made
+    return made
+
+
+def check(model: Model, gpu: Gpu, deployment: Deployment) -> None:
+    """Raise NotPossible for a deployment that cannot exist."""
+    tp, pp, ep = deployment.tensor_parallel, deployment.pipeline_parallel, deployment.expert_parallel
+    if min(tp, pp, ep, deployment.replicas) < 1:
+        raise NotPossible("parallel sizes and replicas are at least 1", where="tensor_parallel, pipeline_parallel, ...")
+    if pp > model.layers:
+        raise NotPossible(
+            f"{pp} pipeline stages for {model.layers} layers", where="pipeline_parallel", hint=f"at most {model.layers}"
+        )
+    if not deployment.attention_dp and model.attention_layers and model.heads % tp:
+        raise NotPossible(
+            f"{model.heads} attention heads cannot be divided over {tp} GPUs",
+            where="tensor_parallel",
+            hint=f"use a divisor of {model.heads}",
+        )
+    if ep > 1 and model.moe is None:
+        raise NotPossible("expert parallelism without experts", where="expert_parallel", hint="use tensor parallelism")
+    if ep > 1 and tp % ep:
+        raise NotPossible(
+            f"{ep} expert-parallel ranks do not divide the {tp} ranks of a stage",
+            where="expert_parallel",
+            hint="expert_parallel divides tensor_parallel",
+        )
+    if model.moe is not None and ep > model.moe.experts:
+        raise NotPossible(f"{ep} ranks for {model.moe.experts} experts", where="expert_parallel")
+    if ranks(deployment) * deployment.replicas > gpu.count > 1:
+        raise NotPossible(
+            f"{ranks(deployment) * deployment.replicas} GPUs are needed, {gpu.count} are there",
+            where="tensor_parallel x pipeline_parallel x replicas",
+            hint="lower one of them",
+        )
+
+
+def _flow(
+    step: StepTime, deployment: Deployment, load: Load, limit: int, tokens: int, notes: list[str]
+) -> tuple[batching.Flow, float]:
+    """The steady state of one replica and the seconds that a request waits before its prefill."""
+    replicas = deployment.replicas
+    isl = max(1.0, load.isl * (1 - (load.shared_prefix if deployment.prefix_reuse else 0.0)))
+    osl = max(1.0, load.osl)
+    if deployment.batching == "static":
+        sequences = min(limit, (load.concurrency or limit * replicas) / replicas)
+        idle = batching.static_idle_share(load, sequences)
+        if not load.lengths:
+            notes.append("static batching: all outputs taken to be equally long, so no idle slots are counted")
+        return batching.static(step, sequences, isl, osl, tokens, idle), 0.0
+    if load.rate is not None:
+        return _at_rate(step, load.rate / replicas, limit, isl, osl, tokens, notes)
+    if load.concurrency is not None:
+        wanted = load.concurrency / replicas
+        sequences = max(1.0, min(float(limit), wanted))
+        flow = batching.in_flight(step, sequences, isl, osl, tokens)
+        wait = 0.0
+        if wanted > limit:
+            wait = (wanted - limit) * osl / flow.tokens_per_s
+            notes.append(f"{wanted:g} requests want a slot, {limit} fit: each waits {wait * 1e3:,.0f} ms for one")
+        return flow, wait
+    if load.requests is not None:
+        return batching.run(step, float(limit), load.requests / replicas, isl, osl, tokens), 0.0
+    return batching.in_flight(step, float(limit), isl, osl, tokens), 0.0
+
+
+def _at_rate(
+    step: StepTime, rate: float, limit: int, isl: float, osl: float, tokens: int, notes: list[str]
+) -> tuple[batching.Flow, float]:
+    """Requests arriving at `rate` a second: the concurrency whose latency x rate is itself (Little's law), by bisection."""
+    top = batching.in_flight(step, float(limit), isl, osl, tokens)
+    best = top.tokens_per_s / osl
+    if rate >= best:
+        notes.append(
+            f"saturated: at most {best:.2f} requests/s per replica are achievable, {rate:g} arrive; queues grow without bound"
+        )
+        return top, math.inf
+    low, high = 0.0, float(limit)
+    for _ in range(40):
+        middle = (low + high) / 2
+        flow = batching.in_flight(step, max(middle, 1e-3), isl, osl, tokens)
+        if rate * (flow.first_token + osl * flow.seconds_per_token) > middle:
+            low = middle
+        else:
+            high = middle
+    flow = batching.in_flight(step, max(high, 1e-3), isl, osl, tokens)
+    busy = min(0.99, rate * step.prompt(isl))
+    wait = busy / (2 * (1 - busy)) * step.prompt(isl)
+    notes.append(f"arrivals taken as Poisson: {wait * 1e3:,.1f} ms of TTFT is the mean wait for other prompts (M/D/1)")
+    return flow._replace(tokens_per_s=rate * osl), wait
+
+
+def _memory(memory: Parts, load: Load, sequences: float) -> Memory:
+    held = sequence_bytes(memory, load.isl + load.osl) * sequences
+    kept = min(held, memory.cache) if memory.cache is not None and memory.cache > 0 else held
+    total = memory.weights + memory.activations + memory.runtime + kept
+    return Memory.model_construct(
+        weights=memory.weights / GIB, kv_cache=kept / GIB, activations=memory.activations / GIB,
+        runtime=memory.runtime / GIB, total=total / GIB,
+        capacity=memory.capacity / GIB if memory.capacity is not None else math.nan,
+    )  # fmt: skip
+
+
+def _too_large(memory: Parts, load: Load, notes: list[str]) -> Estimate:
+    assert memory.cache is not None
+    need = sequence_bytes(memory, load.isl + load.osl)
+    missing = need - memory.cache
+    what = "the weights do not fit" if memory.cache < 0 else "the weights fit, but not the cache of one request"
+    notes.append(f"{what}: {missing / GIB:,.1f} GiB per GPU are missing")
+    return Estimate.model_construct(
+        memory_gib=_memory(memory, load, 1.0),
+        fits=False,
+        max_concurrency=0,
+        notes=tuple(notes),
+        basis=_memory_basis(),
+        range={},
+    )
+
+
+def _only_memory(memory: Parts, load: Load, most: int | None, limit: int, notes: list[str]) -> Estimate:
+    return Estimate.model_construct(
+        memory_gib=_memory(memory, load, min(limit, load.concurrency or limit)), fits=memory.cache is not None,
+        max_concurrency=most, notes=tuple(notes), basis=_memory_basis(), range={},
+    )  # fmt: skip
+
+
+def _memory_basis() -> dict[str, Basis]:
+    return {"memory_gib": "arithmetic", "max_concurrency": "arithmetic"}
+
+
+def _assemble(
+    ready: Prepared, deployment: Deployment, load: Load, flow: batching.Flow, wait: float, most: int | None, notes: list[str]
+) -> Estimate:
+    assert ready.step is not None and ready.constants is not None
+    replicas, gpus = deployment.replicas, ranks(deployment) * deployment.replicas
+    saturated = math.isinf(wait)
+    ttft = None if saturated else (flow.first_token + wait) * 1e3
+    itl = flow.seconds_per_token * 1e3
+    rate = flow.tokens_per_s * replicas
+    if not ready.constants.fitted:
+        notes.append(f"no measurements of this GPU: constants of {ready.constants.gpu} with this GPU's own peaks")
+    width = ready.step.width if deployment.attention_dp else 1
+    numbers: dict[str, Any] = {"ttft_ms": ttft, "itl_ms": itl, "output_tokens_per_s": rate, "output_tokens_per_s_per_gpu": rate / gpus,
+               "request_latency_ms": None if ttft is None else ttft + max(load.osl - 1, 0) * itl}  # fmt: skip
+    known = {name: value for name, value in numbers.items() if value is not None}
+    basis: dict[str, Basis] = {**_memory_basis(), **dict.fromkeys(known, "published")}
+    return Estimate.model_construct(
+        memory_gib=_memory(ready.memory, load, math.ceil(flow.sequences / width)), fits=ready.memory.cache is not None,
+        max_concurrency=most, concurrency=flow.sequences * replicas, bound_by=_bounds(ready.step, load, flow),
+        basis=basis, range={}, notes=tuple(notes), **numbers,
+    )  # fmt: skip
+
+
+def _bounds(step: StepTime, load: Load, flow: batching.Flow) -> BoundBy:
+    isl = max(1.0, load.isl)
+    decode = step.parts(flow.sequences / step.stages, isl + load.osl / 2, 0.0, 1.0)
+    prefill = step.parts(0.0, 1.0, isl * step.width, isl)
+    double = step.parts(2 * flow.sequences / step.stages, isl + load.osl / 2, 0.0, 1.0)
+    return BoundBy.model_construct(
+        prefill=_bound(prefill, True),
+        decode=_bound(decode, double.gemm + double.experts > 1.5 * (decode.gemm + decode.experts)),
+    )
+
+
+def _bound(part: StepParts, linear: bool) -> Bound:
+    """The largest share; multiplications whose time grows with the rows are compute-bound, else they wait for memory."""
+    work = part.gemm + part.experts
+    if part.network >= max(work + part.attention, part.host):
+        return "network"
+    if part.host >= max(work + part.attention, part.network):
+        return "overhead"
+    return "compute" if linear and work >= 0.5 * (work + part.attention) else "memory"

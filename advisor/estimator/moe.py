@@ -1,0 +1,71 @@
+"""Time of a mixture-of-experts layer on one GPU.
+
+    t = t0 + (C^p + B^p)^(1/p) + q 2 M k H / BW
+    C = 2 * matrices * H * I * (rows + pad * touched) / (P ec);  B = touched * bytes of one expert / (BW eb)
+    touched = E (1 - exp(-al M k / E)): the experts that M tokens with k choices each wake up
+    rows: M k choices, more on the busiest rank under expert parallelism: ep^be
+
+Constants per GPU and format in profiles/constants.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from advisor.estimator.constants import Constants
+from advisor.types import Model, Moe, WeightFormat
+
+FORM = {
+    "bf16": ("bf16", "bf16"), "fp8": ("fp8", "fp8"), "fp8_rowwise": ("fp8", "fp8"), "fp8_block": ("fp8_block", "fp8"),
+    "int8_sq": ("fp8", "int8"), "int8_wo": ("bf16", "bf16"), "int4_awq": ("int4", "bf16"), "int4_gptq": ("int4", "bf16"),
+    "w4a8_awq": ("int4", "fp8"), "nvfp4": ("nvfp4", "fp4"), "mxfp4": ("mxfp4", "bf16"),
+}  # fmt: skip
+
+
+class Experts(NamedTuple):
+    """The routed experts of one layer on one rank: coefficients."""
+
+    t0: float
+    choices: float
+    """rows per token that land on this rank's experts (imbalance included)"""
+    local: float
+    wake: float
+    """touched = local (1 - exp(-wake M))"""
+    pad: float
+    row_time: float
+    expert_time: float
+    power: float
+    inverse: float
+    token_time: float
+
+    def seconds(self, m: float) -> float:
+        """Time of M tokens (of all ranks that share the experts)."""
+        if m <= 0:
+            return 0.0
+        touched = self.local * (1.0 - math.exp(-self.wake * m))
+        compute = (m * self.choices + self.pad * touched) * self.row_time
+        memory = touched * self.expert_time
+        return float(self.t0 + (compute**self.power + memory**self.power) ** self.inverse + m * self.choices * self.token_time)
+
+
+def experts(constants: Constants, model: Model, moe: Moe, weights: WeightFormat, bits: float, ep: int, tp: int) -> Experts:
+    """The coefficients with the experts divided over `ep` ranks and each expert's width over `tp`."""
+    op, unit = FORM[weights]
+    if unit == "bf16" and op == "mxfp4" and (constants.peaks.get("fp4") or 0) > 0 and "mxfp4_fp8" in constants.ops["moe"]:
+        op, unit = "mxfp4_fp8", "fp8"
+    table = constants.ops["moe"]
+    if op not in table or not constants.peaks.get(unit):
+        op, unit = "bf16", "bf16"
+    vector, peak = table[op], constants.peaks[unit]
+    assert peak is not None
+    width = moe.intermediate / tp
+    elements = (3 if model.gated_mlp else 2) * model.hidden * width
+    local = moe.experts / ep
+    choices = moe.active / ep * ep ** vector["be"] if ep > 1 else float(moe.active)
+    return Experts(
+        t0=vector["t0_us"] * 1e-6, choices=min(choices, float(moe.active)), local=local,
+        wake=vector["al"] * moe.active / moe.experts, pad=vector["pad"], row_time=2 * elements / (peak * vector["ec"]),
+        expert_time=elements * bits / 8 / (constants.bandwidth * vector["eb"]), power=vector["p"], inverse=1 / vector["p"],
+        token_time=vector["q"] * 2.0 * model.hidden / constants.bandwidth,
+    )  # fmt: skip
