@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_larger_model_is_never_given_a_larger_worst_case(weights: WeightFormat
         known = [each for each in spans if each is not None]
         assert spans[len(spans) - len(known) :] == known, "unknown only below what is published"
         assert all(0.0 <= low <= high for low, high in known)
-        assert all(large[1] <= small[1] + 1e-9 for small, large in zip(known, known[1:], strict=False))
+        assert all(large[1] <= small[1] + 1e-9 for small, large in pairwise(known))
 
 
 @pytest.mark.parametrize("table, formats", [("weights", WEIGHTS), ("kv_cache", CACHES)])
