@@ -425,6 +425,55 @@ class Estimate(Value):
     notes: tuple[str, ...] = ()
 
 
+class Percentiles(Value):
+    """A distribution of times in ms."""
+
+    mean: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+
+class Simulated(Value):
+    """What a discrete-event simulation of one deployment under single requests gave, over all replicas."""
+
+    requests: int
+    """that were served"""
+    refused: int
+    """that the engine cannot take: longer than a step without chunked prefill, or than the whole KV cache"""
+    seconds: float
+    """from the first arrival to the last token"""
+    ttft_ms: Percentiles
+    """arrival to first token, over requests"""
+    itl_ms: Percentiles
+    """time between two tokens of one sequence, over all tokens"""
+    latency_ms: Percentiles
+    """arrival to last token, over requests"""
+    queue_ms: Percentiles
+    """arrival to the start of the prefill, over requests"""
+    output_tokens_per_s: float
+    requests_per_s: float
+    concurrency: float
+    """requests in the system at once, mean over time"""
+    batch: float
+    """sequences in a step, mean over the time in which steps ran, per replica"""
+    busy_share: float
+    """share of the time in which a step ran"""
+    idle_share: float
+    """share of slot-time that slots of a batch waited for its longest member; 0 in flight"""
+    queue_peak: int
+    """most requests that waited at once, per replica"""
+    kv_share: float
+    """share of the KV cache that was in use, mean over time"""
+    kv_peak: float
+    """the most of it that was in use at once"""
+    preemptions: int
+    """sequences that lost their cache and were prefilled again (max_utilization)"""
+    notes: tuple[str, ...] = ()
+
+
 # ---------------------------------------------------------------- Rule, Finding, Plan: reasoner/
 
 
