@@ -1,0 +1,72 @@
+"""The commands that a report offers: what repeats it, and what comes next. Quoted for a POSIX shell."""
+
+from __future__ import annotations
+
+import shlex
+
+from advisor.types import Report
+
+_SHOWING = ("--format", "-f", "-o", "--output")
+
+
+def repeat(report: Report) -> str:
+    """The command that made this report, or one that asks the same question."""
+    return _line(report.command) if report.command else _line(_question(report))
+
+
+def upcoming(report: Report) -> tuple[tuple[str, str], ...]:
+    """(what it does, command): the next steps after reading this report."""
+    question = _arguments(report)
+    gates = [change.gate for change in report.changes]
+    if "failed" in gates:
+        again = _line(("apply", *question, "--out", "applied", "--resume"))
+        return (("decide again with what was measured, and try the fallback", again),)
+    if report.changes:
+        return ()
+    if not report.plan.feasible:
+        return ()
+    return (
+        ("write the serving files only; changes nothing else", _line(("emit", *question, "--out", "serving"))),
+        ("do it, measure each step, stop at a gate that fails", _line(("apply", *question, "--out", "applied"))),
+    )
+
+
+def _line(arguments: tuple[str, ...]) -> str:
+    return shlex.join(("advise", *arguments))
+
+
+def _arguments(report: Report) -> tuple[str, ...]:
+    """The question's own arguments: without a subcommand, and without how the answer is shown."""
+    if not report.command or not report.command[0].startswith("-"):
+        return _question(report)
+    kept: list[str] = []
+    words = iter(report.command)
+    for word in words:
+        if word in _SHOWING:
+            next(words, None)
+        elif not word.startswith(tuple(f"{flag}=" for flag in _SHOWING)):
+            kept.append(word)
+    return tuple(kept)
+
+
+def _question(report: Report) -> tuple[str, ...]:
+    profile = report.profile
+    traffic, goal, engine = profile.traffic, profile.goal, profile.engine
+    # "=" keeps a name that begins with "-" from being read as an option
+    words = [f"--model={profile.model.folder or profile.model.name}", f"--gpu={profile.gpu.id or profile.gpu.name}"]
+    if profile.gpu.count > 1:
+        words += ["--gpus", str(profile.gpu.count)]
+    words += ["--isl", f"{traffic.isl.mean:.0f}", "--osl", f"{traffic.osl.mean:.0f}"]
+    if traffic.rate is not None:
+        words += ["--rate", f"{traffic.rate:g}"]
+    elif traffic.concurrency is not None:
+        words += ["--concurrency", f"{traffic.concurrency:g}"]
+    for flag, value in (
+        ("--ttft-ms", goal.ttft_ms),
+        ("--itl-ms", goal.itl_ms),
+        ("--accuracy-budget", goal.accuracy_budget_pct),
+    ):
+        if value is not None:
+            words += [flag, f"{value:g}"]
+    words += ["--objective", goal.objective, "--engine", engine.name, "--engine-version", engine.version]
+    return tuple(words)
