@@ -9,6 +9,8 @@ from typing import Any
 
 from advisor.errors import FileProblem, TrafficProblem, UnknownName
 from advisor.library import profile, profile_names
+from advisor.profiler.prometheus import is_metrics, read_metrics
+from advisor.profiler.trace import read_trace
 from advisor.types import Lengths, Traffic
 
 Sources = dict[str, str]
@@ -22,21 +24,24 @@ _TRACE_ENDINGS = (".csv", ".jsonl", ".ndjson", ".json", ".gz", ".txt", ".prom", 
 def read_traffic(name_or_path: str) -> tuple[Traffic, Sources]:
     """The traffic that a name, a file, "-" (a trace on standard input) or an http(s) URL of /metrics describes.
 
+    A file is a trace or a saved metrics text; "a.prom,b.prom" are two of those, of one server. read_metrics also returns
+    what else the metrics measured.
     A profile's name wins over a file of the same name; write ./chat for the file.
     Raises UnknownName, FileProblem, TrafficProblem.
     """
     name = _profile_name(name_or_path)
     if name is not None:
         return _named(name)
-    from advisor.profiler.prometheus import is_metrics, read_metrics
-    from advisor.profiler.trace import read_trace
-
     if name_or_path.startswith(("http://", "https://")):
         return read_metrics(name_or_path)[:2]
     if name_or_path == "-":
         return read_trace("-")
     path = Path(name_or_path)
-    if not path.exists():
+    there = _exists(path)
+    pair = name_or_path.split(",")
+    if len(pair) == 2 and not there and all(is_metrics(Path(part)) for part in pair):
+        return read_metrics(name_or_path)[:2]
+    if not there:
         if len(path.parts) > 1 or name_or_path.lower().endswith(_TRACE_ENDINGS):
             raise FileProblem(
                 "there is no such trace", where=name_or_path, hint="check the path; it is taken from the current folder"
@@ -117,6 +122,13 @@ def adjust(
         told.pop("traffic.rate", None)
         told |= _load_sources(concurrency, rate)
     return traffic.model_copy(update=changed | {"notes": tuple(notes)}), told
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _profile_name(name: str) -> str | None:
