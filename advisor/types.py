@@ -546,6 +546,8 @@ class Override(Value):
     reason: str
     until: str = ""
     """expiry date, ISO"""
+    expired: bool = False
+    """True: the date is past, so this was not applied"""
     source: str
     """the overlay file"""
 
