@@ -1,0 +1,238 @@
+"""The facts that the estimator gives: the baseline, the same with another weight or cache format, what each would gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from advisor.errors import NotPossible
+from advisor.estimator.batching import static_idle_share
+from advisor.estimator.deployment import estimate
+from advisor.estimator.memory import kv_bytes, parts, sequence_bytes, weight_bytes
+from advisor.reasoner.baseline import baseline_deployment, checkpoint_format, load_of
+from advisor.reasoner.support import lookup
+from advisor.reasoner.vocabulary import FIT_FORMATS, GAIN_FORMATS
+from advisor.types import Deployment, Estimate, Load, Profile, Scalar, WeightFormat
+
+COMPUTE_FORMATS: tuple[tuple[WeightFormat, ...], ...] = (("nvfp4",), ("fp8", "fp8_rowwise", "fp8_block", "int8_sq"))
+"""formats in which the tensor cores multiply at that width, narrowest first; weight-only formats are not among them"""
+Getter = Callable[["Estimates"], Scalar]
+
+
+class Estimates:
+    """What the estimator says of one profile: the baseline and its variations, each made once."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._made: dict[str, Estimate | None] = {}
+
+    @cached_property
+    def baseline(self) -> Deployment:
+        """The deployment that everything is compared with."""
+        return baseline_deployment(self.profile)
+
+    @cached_property
+    def concurrency(self) -> float | None:
+        """Requests in the system: declared, else what the rate leads to on the baseline, else what its memory holds."""
+        traffic = self.profile.traffic
+        if traffic.concurrency is not None:
+            return traffic.concurrency
+        plain = self._estimate(self.baseline, load_of(traffic)) if self._knows_checkpoint else None
+        if plain is None or not plain.fits:
+            return None
+        return plain.concurrency if traffic.rate is not None else plain.max_concurrency
+
+    @cached_property
+    def load(self) -> Load:
+        """The load at that concurrency, the same for every variation, so that their throughputs compare."""
+        load = load_of(self.profile.traffic)
+        return load if self.concurrency is None else load.model_copy(update={"concurrency": self.concurrency, "rate": None})
+
+    @property
+    def _knows_checkpoint(self) -> bool:
+        return checkpoint_format(self.profile.model) is not None
+
+    def of(self, **changes: Any) -> Estimate | None:
+        """The baseline with these fields changed; None: not possible, or the checkpoint's own format is not known."""
+        if not self._knows_checkpoint and "weights" not in changes:
+            return None
+        return self._estimate(self.baseline.model_copy(update=changes), self.load)
+
+    def _estimate(self, deployment: Deployment, load: Load) -> Estimate | None:
+        key = f"{deployment.model_dump_json()} {load.concurrency} {load.rate}"
+        if key not in self._made:
+            profile = self.profile
+            try:
+                self._made[key] = estimate(profile.model, profile.gpu, deployment, load, profile.engine)
+            except NotPossible:
+                self._made[key] = None
+        return self._made[key]
+
+    def sequence_share(self, **changes: Any) -> float | None:
+        """Cache of one request of the mean length over the memory's capacity, per GPU."""
+        profile, deployment = self.profile, self.baseline.model_copy(update=changes)
+        memory = parts(profile.model, profile.gpu, deployment, profile.engine, 1, 1)
+        if not memory.capacity or not self._knows_checkpoint:
+            return None
+        return sequence_bytes(memory, self.load.isl + self.load.osl) / memory.capacity
+
+    @cached_property
+    def narrowest(self) -> tuple[WeightFormat | None, Estimate | None]:
+        """The narrowest weights that compute natively, and the deployment with them over all GPUs."""
+        profile = self.profile
+        found = _narrowest(profile)
+        if found is None:
+            return None, None
+        tensor, stages = 1, profile.gpu.count
+        while stages % 2 == 0 and tensor * 2 <= profile.gpu.gpus_per_node and profile.model.heads % (tensor * 2) == 0:
+            tensor, stages = tensor * 2, stages // 2
+        spread = {"tensor_parallel": tensor, "pipeline_parallel": stages, "replicas": 1}
+        return found, self.of(weights=found, kv_cache="bf16", **spread)
+
+
+def supported(profile: Profile, kind: Any, name: str) -> Scalar:
+    """What the support table says of a format here; None where it says "unknown" or nothing."""
+    engine = profile.engine
+    support, _ = lookup(engine.name, engine.version, profile.gpu.sm, kind, name)
+    return None if support == "unknown" else support
+
+
+def _narrowest(profile: Profile) -> WeightFormat | None:
+    for formats in COMPUTE_FORMATS:
+        answers = {name: supported(profile, "weights", name) for name in formats}
+        native = [name for name in formats if answers[name] == "native"]
+        if native:
+            return native[0]
+        if None in answers.values():
+            return None
+    return "bf16"
+
+
+def _ratio(left: float | None, right: float | None) -> float | None:
+    return None if left is None or not right or not math.isfinite(left / right) else left / right
+
+
+def _known(made: Estimate | None) -> Estimate | None:
+    """The estimate, if the memory's capacity is known."""
+    return None if made is None or math.isnan(made.memory_gib.capacity) else made
+
+
+def _fits(made: Estimate | None) -> bool | None:
+    made = _known(made)
+    return None if made is None else made.fits
+
+
+def _weight_share(made: Estimate | None) -> float | None:
+    made = _known(made)
+    return None if made is None else _ratio(made.memory_gib.weights, made.memory_gib.capacity)
+
+
+def _room(made: Estimate | None) -> float | None:
+    made = _known(made)
+    return None if made is None else made.max_concurrency
+
+
+def _concurrency_share(every: Estimates, made: Estimate | None) -> float | None:
+    """Above 1 requests wait; where not even one fits it has no value, and `fits` says so."""
+    return _ratio(every.concurrency, _room(made))
+
+
+def _throughput(made: Estimate | None) -> float | None:
+    return made.output_tokens_per_s if made is not None and made.fits else None
+
+
+def _gain(**changes: Any) -> Getter:
+    return lambda every: _ratio(_throughput(every.of(**changes)), _throughput(every.of()))
+
+
+def _of_baseline(field: str) -> Getter:
+    def get(every: Estimates) -> Scalar:
+        made = every.of()
+        return None if made is None else getattr(made, field)
+
+    return get
+
+
+def _bound(phase: str) -> Getter:
+    def get(every: Estimates) -> Scalar:
+        made = every.of()
+        return None if made is None or made.bound_by is None else getattr(made.bound_by, phase)
+
+    return get
+
+
+def _kv_share(every: Estimates) -> float | None:
+    """The share of one request times the requests of a replica, before memory limits them."""
+    share, concurrency = every.sequence_share(), every.concurrency
+    return None if share is None or concurrency is None else share * max(1.0, concurrency / every.baseline.replicas)
+
+
+def _one_gpu_weight_share(every: Estimates) -> float | None:
+    profile = every.profile
+    alone = every.baseline.model_copy(update={"tensor_parallel": 1, "pipeline_parallel": 1, "replicas": 1})
+    if checkpoint_format(profile.model) is None or profile.gpu.memory_gib is None:
+        return None
+    return weight_bytes(profile.model, alone) / (profile.gpu.memory_gib * 2**30)
+
+
+def _cache_to_weights(every: Estimates) -> float | None:
+    profile, baseline = every.profile, every.baseline
+    if every.concurrency is None or checkpoint_format(profile.model) is None:
+        return None
+    alone = baseline.model_copy(update={"tensor_parallel": 1, "pipeline_parallel": 1})
+    cache = kv_bytes(profile.model, baseline.kv_cache, every.load.isl + every.load.osl / 2) * every.concurrency
+    return _ratio(cache, weight_bytes(profile.model, alone) * baseline.replicas)
+
+
+def _idle_share(every: Estimates) -> float | None:
+    """Of static batches of the requests of one replica, from the sampled lengths."""
+    if len(every.profile.traffic.lengths) < 2 or every.concurrency is None:
+        return None
+    return static_idle_share(every.load, max(1.0, every.concurrency / every.baseline.replicas))
+
+
+def _batch(every: Estimates) -> float | None:
+    made = every.of()
+    return None if made is None or made.concurrency is None else made.concurrency / every.baseline.replicas
+
+
+def _fit(name: str, **changes: Any) -> dict[str, Getter]:
+    return {
+        f"fit.{name}.max_concurrency": lambda every: _room(every.of(**changes)),
+        f"fit.{name}.concurrency_share": lambda every: _concurrency_share(every, every.of(**changes)),
+    }
+
+
+def _fit_weights(name: str) -> dict[str, Getter]:
+    changes = {"weights": name, "kv_cache": "bf16"}
+    return {f"fit.{name}.fits": lambda every: _fits(every.of(**changes))} | _fit(name, **changes)
+
+
+ESTIMATED: dict[str, Getter] = {
+    "traffic.concurrency": lambda every: every.concurrency,
+    "traffic.static_idle_share": _idle_share,
+    "baseline.fits": lambda every: _fits(every.of()),
+    "baseline.weight_share": lambda every: _weight_share(every.of()),
+    "baseline.kv_share": _kv_share,
+    "baseline.max_concurrency": lambda every: _room(every.of()),
+    "baseline.concurrency_share": lambda every: _concurrency_share(every, every.of()),
+    "baseline.ttft_ms": _of_baseline("ttft_ms"),
+    "baseline.itl_ms": _of_baseline("itl_ms"),
+    "baseline.output_tokens_per_s": _of_baseline("output_tokens_per_s"),
+    "baseline.decode_bound": _bound("decode"),
+    "baseline.prefill_bound": _bound("prefill"),
+    "baseline.batch": _batch,
+    "baseline.tensor_parallel": lambda every: every.baseline.tensor_parallel,
+    "baseline.one_gpu_weight_share": _one_gpu_weight_share,
+    "baseline.cache_to_weights": _cache_to_weights,
+    "fit.native.weights": lambda every: every.narrowest[0],
+    "fit.native.weight_share": lambda every: _weight_share(every.narrowest[1]),
+    "fit.native.coverage": lambda every: _ratio(_room(every.narrowest[1]), every.concurrency),
+    "gain.fp8_kv": _gain(kv_cache="fp8"),
+    "gain.int4_over_fp8": lambda every: _ratio(_throughput(every.of(weights="int4_awq")), _throughput(every.of(weights="fp8"))),
+    **{f"gain.{name}": _gain(weights=name) for name in GAIN_FORMATS},
+    **{name: get for word in FIT_FORMATS for name, get in _fit_weights(word).items()},
+    **_fit("kv_fp8", kv_cache="fp8"),
+}
