@@ -106,11 +106,11 @@ def _fetched(url: str) -> str:
     import urllib.parse
     import urllib.request
 
-    parts = urllib.parse.urlsplit(url)
-    if parts.path in ("", "/"):
-        url = urllib.parse.urlunsplit(parts._replace(path="/metrics"))
     hint = "check that the server runs and that the URL is its /metrics (TensorRT-LLM: /prometheus/metrics)"
     try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.path in ("", "/"):
+            url = urllib.parse.urlunsplit(parts._replace(path="/metrics"))
         with urllib.request.urlopen(url, timeout=SECONDS) as reply:
             body: bytes = reply.read(LARGEST_REPLY + 1)
     except urllib.error.HTTPError as error:
