@@ -281,7 +281,7 @@ class Goal(Value):
 class Engine(Value):
     """The serving engine to plan for, and how it is configured today where that is known."""
 
-    name: Literal["tensorrt-llm", "vllm"] = "tensorrt-llm"
+    name: Literal["tensorrt-llm", "vllm", "sglang"] = "tensorrt-llm"
     version: str = "1.2.1"
     batching: Batching | None = None
     """how the engine batches today; None: not known"""
