@@ -322,6 +322,16 @@ def facts(report: Report) -> tuple[tuple[str, str, str], ...]:
     return tuple((name, fact_value(report, name), source) for name, source in report.profile.sources.items())
 
 
+def fact_source(report: Report, name: str) -> str:
+    """Where a fact came from; a fact that was computed from others says so."""
+    if name in report.profile.sources:
+        return report.profile.sources[name]
+    group = name.split(".")[0]
+    if group in ("baseline", "fit", "gain", "speculation"):
+        return "estimated"
+    return "profiles/support" if group == "support" else "computed from the profile"
+
+
 def fact_value(report: Report, name: str) -> str:
     """The value of a sourced fact, as text; "" where the profile holds no single number for it."""
     value: object = report.profile

@@ -1,0 +1,114 @@
+"""The report as one self-contained HTML page: no network, no external font or script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from advisor.report import charts, commands, sections, text, units
+from advisor.types import Change, Report, Step
+
+FOLDER = Path(__file__).parent
+MEMORY_COLORS = {
+    "weights": "weights", "KV cache": "kv", "activations": "activations", "runtime": "runtime", "free": "page"
+}  # fmt: skip
+
+
+def render_html(report: Report) -> str:
+    """The page. `report` is sanitised already; everything from it is escaped by the template."""
+    environment = _environment()
+    library, script = _asset("plot.min.js"), _asset("page.js")
+    page: str = environment.get_template("report.html.j2").render(
+        report=report,
+        plan=report.plan,
+        style=environment.filters["trusted"](_asset("page.css")),
+        library=environment.filters["trusted"](library),
+        script=environment.filters["trusted"](script),
+        script_hashes=" ".join(f"'sha256-{_digest(code)}'" for code in (library, script)),
+        data=environment.filters["trusted"](script_json(charts.chart_data(report))),
+        drawn=charts.chart_data(report),
+        options=charts.options(report),
+        marks=charts.marks(report),
+        winners=charts.winners(report.grid, report) if report.grid else [],
+        inputs=text.input_lines(report),
+        headline=headline(report),
+        measured=measured_by_rule(report),
+        memory_colors=MEMORY_COLORS,
+        bases=text.BASES,
+        commands=commands,
+        sections=sections,
+        units=units,
+        change_lines=text.change_lines,
+        wrap_command=lambda command: "\n".join(text.command_lines(command, 100, "")),
+        expected=expected,
+    )
+    return page
+
+
+def headline(report: Report) -> tuple[str, str] | None:
+    """(kind, sentence) of the banner: what stands in the way, or what was done; None for a plan that is only a plan."""
+    gates = [change.gate for change in report.changes]
+    if "failed" in gates:
+        return "bad", "Applied, and a gate failed: nothing was published. What was made is kept."
+    if not report.plan.feasible:
+        return "bad", "No deployment keeps every limit. Below is the nearest one; what would have to give:"
+    if gates and all(gate == "passed" for gate in gates):
+        return "good", "Applied and measured: every gate passed."
+    if gates:
+        return "bad", "Applied in part: not every gate has passed."
+    return None
+
+
+def measured_by_rule(report: Report) -> dict[str, Change]:
+    """The executed change of each rule; the last one where a rule was applied again."""
+    return {change.rule: change for change in report.changes}
+
+
+def expected(step: Step) -> list[tuple[str, str, str, str]]:
+    """(metric, expected, 80 % interval, basis) of what holds after a step."""
+    found = []
+    for metric in sections.METRICS:
+        value = sections.cell(step.after, metric)
+        if value == units.UNKNOWN:
+            continue
+        low_high = sections.bounds(step.after, metric)
+        interval = f"{units.figure(low_high[0])} to {units.figure(low_high[1])}" if low_high else ""
+        found.append((f"{metric.title}, {metric.unit}", value, interval, sections.basis(step.after, metric)))
+    return found
+
+
+def script_json(value: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element or open a comment."""
+    made = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return made.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _digest(code: str) -> str:
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+
+
+@cache
+def _asset(name: str) -> str:
+    return (FOLDER / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Any:
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # for this package's own assets and for script_json; never for text of a report
+    environment.filters["trusted"] = Markup
+    return environment
