@@ -170,12 +170,11 @@ def _gpus(gpu: str | None, gpus: int | None) -> tuple[Gpu, dict[str, str]]:
 
 
 def _traffic(name: str | None, **flags: Any) -> tuple[Traffic, dict[str, str], dict[str, Scalar]]:
-    from advisor.profiler.traffic import adjust, is_metrics, read_traffic
+    from advisor.profiler.prometheus import is_metrics, read_metrics
+    from advisor.profiler.traffic import adjust, read_traffic
 
     measured: dict[str, Scalar] = {}
-    if name is not None and is_metrics(name):
-        from advisor.profiler.prometheus import read_metrics
-
+    if name is not None and (name.startswith(("http://", "https://")) or is_metrics(Path(name))):
         traffic, sources, measured = read_metrics(name)
     else:
         traffic, sources = read_traffic(name or DEFAULT_TRAFFIC)

@@ -30,7 +30,8 @@ def command(ctx: click.Context, overlay: str | None, form: str, output: str | No
     """
     if ctx.invoked_subcommand is not None:
         return 0
-    if not options.get("model") and not any(ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE for name in options):
+    given = click.core.ParameterSource.COMMANDLINE
+    if not any(ctx.get_parameter_source(name) == given for name in (*options, "overlay", "form", "output")):
         click.echo(ctx.get_help())
         return 0
     from advisor import pipeline

@@ -17,9 +17,11 @@ FORMATS = ("text", "json", "markdown", "html")
 
 _QUESTION = (
     click.option("--model", help="A local folder, a known name (profiles/models) or a hub id.", metavar="MODEL"),
-    click.option("--gpu", help="A GPU of profiles/gpus or a usual short name. Left out: the GPUs of this machine.", metavar="GPU"),
+    click.option("--gpu", help="A GPU of profiles/gpus, or a short name. Left out: this machine's GPUs.", metavar="GPU"),
     click.option("--gpus", type=click.IntRange(1), help="How many GPUs.", metavar="N"),
-    click.option("--traffic", help="A named shape (chat, rag, code, ...), a trace file or a /metrics text or URL.", metavar="NAME|FILE"),
+    click.option(
+        "--traffic", help="A named shape (chat, rag, ...), a trace file, a /metrics text or URL.", metavar="NAME|FILE"
+    ),
     click.option("--isl", type=float, help="Input tokens per request.", metavar="N"),
     click.option("--osl", type=float, help="Output tokens per request.", metavar="N"),
     click.option("--concurrency", type=float, help="Requests in the system at once.", metavar="N"),

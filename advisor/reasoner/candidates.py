@@ -10,7 +10,7 @@ from advisor.types import Deployment, Finding, Gpu, Model, Rule
 
 # Fields that say how the model is spread over the GPUs: searched together, since their product is bounded by the machine.
 LAYOUT = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "attention_dp", "replicas")
-# Fields whose values the estimator ranks against each other. The others are switches, applied together and then tested one by one.
+# Fields whose values the estimator ranks against each other. The others are switches: applied together, then tested singly.
 RANKED = ("weights", "kv_cache", "speculation", "keep_high_precision")
 
 
@@ -20,6 +20,7 @@ class Option:
 
     rule: str
     changes: dict[str, object]
+    conflicts: frozenset[str] = frozenset()
 
     @property
     def is_switch(self) -> bool:
@@ -36,8 +37,17 @@ def fired_options(rules: tuple[Rule, ...], findings: tuple[Finding, ...]) -> tup
     """The changes of the rules that fire, in the rules' order."""
     fired = {finding.rule for finding in findings if finding.verdict == "fires"}
     return tuple(
-        Option(rule.id, dict(rule.applies.deployment)) for rule in rules if rule.id in fired and rule.applies.deployment
+        Option(rule.id, changes_of(rule), frozenset(rule.conflicts))
+        for rule in rules
+        if rule.id in fired and rule.applies.deployment
     )
+
+
+def changes_of(rule: Rule) -> dict[str, object]:
+    """What a rule sets, as values of the Deployment; a speculation stays the mapping that the rule gives, to be filled in."""
+    given = rule.applies.deployment
+    typed = Deployment.model_validate({name: value for name, value in given.items() if name != "speculation"})
+    return {name: value if name == "speculation" else getattr(typed, name) for name, value in given.items()}
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,8 @@ def combine(baseline: Deployment, options: tuple[Option, ...], spread: tuple[Lay
     switched: dict[str, object] = {field: value for option in switches for field, value in option.changes.items()}
     for chosen in product(*ranked.values()):
         picked = [option for option in chosen if option is not None]
+        if any(one.conflicts & {other.rule for other in picked} for one in picked):
+            continue
         changes = switched | {field: value for option in picked for field, value in option.changes.items()}
         rules = tuple(option.rule for option in (*switches, *picked))
         for layout in spread:

@@ -12,16 +12,14 @@ from advisor.types import Deployment, Profile
 
 
 def fill_speculation(profile: Profile, plain: Deployment, options: tuple[Option, ...]) -> tuple[Option, ...]:
-    """The options with a whole Speculation in place of `{method: …}`; those that no draft length makes worth it are left out."""
+    """The options with a whole Speculation in place of `{method: …}`; those that never gain are left out."""
     filled = []
     for option in options:
         wanted = option.changes.get("speculation")
         if not isinstance(wanted, dict):
             filled.append(option)
             continue
-        speculation = choose(
-            profile.model, profile.gpu, plain, load_of(profile.traffic), profile.engine, (wanted["method"],)
-        )
+        speculation = choose(profile.model, profile.gpu, plain, load_of(profile.traffic), profile.engine, (wanted["method"],))
         if speculation is not None:
             filled.append(replace(option, changes=option.changes | {"speculation": speculation}))
     return tuple(filled)

@@ -37,7 +37,12 @@ def _movements(profile: Profile) -> Iterator[tuple[str, float, list[float], Move
         yield f"traffic.{name}_mean", mean, _down(mean, 16), lambda value, name=name: _length(profile, name, value)
         yield f"traffic.{name}_mean", mean, _up(mean, longest - other), lambda value, name=name: _length(profile, name, value)
     counts = [float(count) for count in (1, 2, 4, 8) if count != gpu.count]
-    yield "gpu.count", gpu.count, sorted((c for c in counts if c < gpu.count), reverse=True), lambda v: _gpu(profile, count=int(v))
+    yield (
+        "gpu.count",
+        gpu.count,
+        sorted((c for c in counts if c < gpu.count), reverse=True),
+        lambda v: _gpu(profile, count=int(v)),
+    )
     yield "gpu.count", gpu.count, [c for c in counts if c > gpu.count], lambda value: _gpu(profile, count=int(value))
     if gpu.memory_gib is not None:
         memory = gpu.memory_gib

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from advisor.reasoner.candidates import LAYOUT
+from advisor.reasoner.candidates import LAYOUT, changes_of
 from advisor.reasoner.choice import Tried, violations, worth
 from advisor.reasoner.rulebook import Rulebook
 from advisor.types import Deployment, Estimate, Evidence, Finding, Plan, Profile, Rejection, Rule, Speculation, Step
@@ -51,7 +51,7 @@ def rejections(
 
 
 def _already_so(rule: Rule, deployment: Deployment) -> bool:
-    wanted = {name: value for name, value in rule.applies.deployment.items() if name not in LAYOUT and name != "speculation"}
+    wanted = {name: value for name, value in changes_of(rule).items() if name not in LAYOUT and name != "speculation"}
     return bool(wanted) and all(getattr(deployment, name) == value for name, value in wanted.items())
 
 
@@ -60,7 +60,7 @@ def _with(rule: Rule, chosen: Tried, tried: Sequence[Tried], estimate: Estimator
     using = [one for one in tried if rule.id in one.candidate.rules and _same_but(one.deployment, chosen.deployment, rule)]
     if using:
         return using[0].estimate
-    changes = {name: value for name, value in rule.applies.deployment.items() if name not in LAYOUT}
+    changes = {name: value for name, value in changes_of(rule).items() if name not in LAYOUT}
     if not changes or isinstance(changes.get("speculation"), dict):
         return None
     return estimate(chosen.deployment.model_copy(update=changes))
@@ -118,7 +118,8 @@ def compare(with_it: Estimate | None, plan: Estimate, profile: Profile) -> str:
         parts.append(f"expected {with_it.loss.metric} loss {_range(with_it)} against {_range(plan)}")
     wanted = profile.traffic.concurrency
     if wanted and with_it.max_concurrency is not None and with_it.max_concurrency < wanted:
-        parts.append(f"its cache holds {with_it.max_concurrency} of {show(wanted)} requests: it would do up to {with_it.max_concurrency} at once")
+        held = with_it.max_concurrency
+        parts.append(f"its cache holds {held} of {show(wanted)} requests: it would do up to {held} at once")
     broken = violations(with_it, profile.goal)
     if broken:
         parts.append(f"breaks the limit on {', '.join(broken)}")
@@ -183,7 +184,8 @@ def verdict_sentence(profile: Profile, before: Estimate, chosen: Tried, steps: S
         return f"No plan keeps every limit on {machine}; the nearest is {what}, which breaks the limit on {broken}."
     figures = [f"{show(after.output_tokens_per_s)} output tokens/s"]
     if before.fits and before.output_tokens_per_s and after.output_tokens_per_s:
-        figures[0] += f" ({after.output_tokens_per_s / before.output_tokens_per_s:.2f} x today's {show(before.output_tokens_per_s)})"
+        times = after.output_tokens_per_s / before.output_tokens_per_s
+        figures[0] += f" ({times:.2f} x today's {show(before.output_tokens_per_s)})"
     elif not before.fits:
         figures[0] += " (today's form does not fit)"
     if after.itl_ms is not None:

@@ -8,6 +8,7 @@ from advisor.reasoner.choice import Tried, violations
 from advisor.reasoner.rejection import show
 from advisor.types import Goal, Profile
 
+LIMITS = (("TTFT", "ttft_ms", "ms"), ("ITL", "itl_ms", "ms"), ("accuracy budget", "accuracy_budget_pct", "%"))
 Nearest = Callable[[Profile], tuple[Tried, bool] | None]
 
 
@@ -19,7 +20,7 @@ def find_shortfall(profile: Profile, chosen: Tried, nearest: Nearest) -> tuple[s
     if not estimate.fits:
         memory = estimate.memory_gib
         said.append(f"GPUs with at least {memory.total:.0f} GiB each ({memory.capacity:.0f} GiB now) would hold it")
-    for name, field, unit in (("TTFT", "ttft_ms", "ms"), ("ITL", "itl_ms", "ms"), ("accuracy budget", "accuracy_budget_pct", "%")):
+    for name, field, unit in LIMITS:
         said += _looser_limit(profile, name, field, unit, nearest)
     if profile.traffic.concurrency and profile.traffic.concurrency > 1:
         said += _fewer_requests(profile, nearest)
@@ -33,9 +34,11 @@ def _broken(chosen: Tried, goal: Goal) -> str:
         if name == "memory":
             parts.append(f"memory (needs {estimate.memory_gib.total:.1f} GiB per GPU of {estimate.memory_gib.capacity:.1f})")
         elif name == "accuracy" and estimate.loss is not None:
-            parts.append(f"accuracy (expected loss at least {show(estimate.loss.low_pct)} %, budget {show(goal.accuracy_budget_pct)} %)")
+            least = show(estimate.loss.low_pct)
+            parts.append(f"accuracy (expected loss at least {least} %, budget {show(goal.accuracy_budget_pct)} %)")
         else:
-            parts.append(f"{name.removesuffix('_ms').upper()} ({show(getattr(estimate, name))} ms, limit {show(getattr(goal, name))} ms)")
+            value, limit = show(getattr(estimate, name)), show(getattr(goal, name))
+            parts.append(f"{name.removesuffix('_ms').upper()} ({value} ms, limit {limit} ms)")
     return ", ".join(parts)
 
 

@@ -1,0 +1,95 @@
+"""The search: every allowed deployment estimated, the best one for the goal taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from advisor.errors import NotPossible
+from advisor.estimator.deployment import estimate
+from advisor.reasoner.baseline import baseline_deployment, load_of
+from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
+from advisor.reasoner.choice import Tried, choose, violations, worth
+from advisor.reasoner.drafts import fill_speculation
+from advisor.reasoner.rulebook import Rulebook
+from advisor.types import Deployment, Estimate, Finding, Profile
+
+
+@dataclass
+class Search:
+    """The estimates of one profile, each made once."""
+
+    profile: Profile
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+
+    def estimate(self, deployment: Deployment) -> Estimate | None:
+        """The estimate, or None where the engine or the model does not allow the deployment."""
+        key = deployment.model_dump_json()
+        if key not in self.estimates:
+            profile = self.profile
+            try:
+                self.estimates[key] = estimate(profile.model, profile.gpu, deployment, load_of(profile.traffic), profile.engine)
+            except NotPossible:
+                return None
+        return self.estimates[key]
+
+    def try_all(self, baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> list[Tried]:
+        """Every possible candidate with its estimate."""
+        found = []
+        for candidate in combine(baseline, options, spread):
+            made = self.estimate(candidate.deployment)
+            if made is not None:
+                found.append(Tried(candidate, made))
+        return found
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was chosen, from what."""
+
+    baseline: Tried
+    chosen: Tried
+    feasible: bool
+    """the chosen one keeps every limit"""
+    tried: tuple[Tried, ...]
+    options: tuple[Option, ...]
+
+
+def decide(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], search: Search | None = None) -> Decision:
+    """Try every combination that the fired rules allow and take the best. Raises NotPossible: not even the baseline can be."""
+    search = search or Search(profile)
+    baseline = baseline_deployment(profile)
+    first = search.estimate(baseline)
+    if first is None:
+        raise NotPossible(
+            f"{profile.model.name} cannot be served on {profile.gpu.count} x {profile.gpu.name} at all",
+            hint="try another GPU, or more of them (--gpu, --gpus)",
+        )
+    fired = fired_options(rulebook.rules, findings)
+    spread = layouts(profile.model, profile.gpu, fired, spare=profile.goal.objective == "cost") or (layout_of(baseline),)
+    alone = Tried(Candidate(baseline, ()), first)
+    plain = tuple(option for option in fired if "speculation" not in option.changes)
+    chosen, feasible = choose([*search.try_all(baseline, plain, spread), alone], profile.goal)
+    options = fill_speculation(profile, chosen.deployment, fired)
+    tried = [*search.try_all(baseline, options, spread), alone]
+    chosen, feasible = choose(tried, profile.goal)
+    chosen = _without_useless_switches(chosen, options, search)
+    return Decision(alone, chosen, feasible, tuple(tried), options)
+
+
+def _without_useless_switches(chosen: Tried, options: tuple[Option, ...], search: Search) -> Tried:
+    """Leave out each switch that makes the plan worse."""
+    for option in options:
+        if not option.is_switch or option.rule not in chosen.candidate.rules:
+            continue
+        default = Deployment()
+        undone = chosen.deployment.model_copy(update={name: getattr(default, name) for name in option.changes})
+        made = search.estimate(undone)
+        if made and _better(made, chosen.estimate, search.profile):
+            rules = tuple(rule for rule in chosen.candidate.rules if rule != option.rule)
+            chosen = Tried(Candidate(undone, rules), made)
+    return chosen
+
+
+def _better(one: Estimate, other: Estimate, profile: Profile) -> bool:
+    one_broken, other_broken = violations(one, profile.goal), violations(other, profile.goal)
+    return len(one_broken) <= len(other_broken) and worth(one, profile.goal) > worth(other, profile.goal) * 1.001
