@@ -1,0 +1,74 @@
+"""What is known of an architecture beyond its config.json: profiles/architectures, one file per model_type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from advisor.errors import ModelProblem
+from advisor.library import profile, profile_names
+
+REFUSED = {
+    "encoder": "an encoder: it embeds or classifies and generates no tokens",
+    "encoder-decoder": "an encoder-decoder: its decoder attends to an encoder's output, which is not modelled here",
+    "other": "not a language model that generates token by token",
+}
+
+
+class Family(NamedTuple):
+    """One file of profiles/architectures."""
+
+    model_type: str
+    known: bool
+    gated: bool | None = None
+    """three MLP matrices; None: to be read from the activation"""
+    output_gate: bool = False
+    """attention has a gate as wide as its queries"""
+    learned_positions: bool = False
+    defaults: Mapping[str, Any] = {}
+    """what the architecture's configuration class assumes for keys that config.json leaves out"""
+
+
+def find_family(*configs: Mapping[str, Any], where: str) -> Family:
+    """The family by model_type, else by class name, of the first configuration that tells; the language model's own comes
+    first, its wrapper's after. Raises ModelProblem for one that does not generate token by token."""
+    types = [config["model_type"] for config in configs if isinstance(config.get("model_type"), str)]
+    name, facts = next(((name, facts) for name in types if (facts := _facts(name))), (types[0] if types else "", None))
+    if facts is None:
+        listed = [
+            entry for config in configs if isinstance(config.get("architectures"), list) for entry in config["architectures"]
+        ]
+        found = (_by_class(entry) for entry in listed if isinstance(entry, str))
+        name, facts = next((pair for pair in found if pair[1]), (name, None))
+    if facts is None:
+        return Family(name[:60], known=False)
+    kind = facts.get("kind", "decoder")
+    if kind != "decoder":
+        raise ModelProblem(
+            f"{name} is {REFUSED.get(kind, REFUSED['other'])}",
+            where=where,
+            hint="this program plans for decoder language models",
+        )
+    return Family(
+        name,
+        True,
+        facts.get("gated"),
+        bool(facts.get("output_gate")),
+        bool(facts.get("learned_positions")),
+        facts.get("defaults", {}),
+    )
+
+
+def _facts(name: str) -> dict[str, Any] | None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name.lower()):
+        return None
+    facts: dict[str, Any] | None = profile("architectures", name.lower())
+    return _facts(facts["same_as"]) if facts and "same_as" in facts else facts
+
+
+def _by_class(architecture: str) -> tuple[str, dict[str, Any] | None]:
+    """DeepseekV3ForCausalLM belongs to deepseek_v3."""
+    stem = re.split(r"For[A-Z]|LMHeadModel|Model$", architecture)[0].lower()
+    match = next((name for name in profile_names("architectures") if re.sub(r"[_.-]", "", name) == stem), "")
+    return match, _facts(match) if match else None

@@ -1,0 +1,65 @@
+"""Models in profiles/models: found by hub id or by the usual short names, described by the same code as a config.json."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from advisor.library import PROFILES, parse_yaml, profile, read_text
+from advisor.profiler.architecture import describe
+from advisor.profiler.checkpoint import read_quantized
+from advisor.types import Draft, Model
+
+INDEX = PROFILES / "models" / "_names.yaml"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def known_names() -> dict[str, str]:
+    """Short name or hub id, lower case -> file in profiles/models, without suffix."""
+    names: dict[str, str] = parse_yaml(read_text(INDEX), where=str(INDEX))
+    return names
+
+
+def find_known(name: str) -> str | None:
+    """The file of profiles/models for a hub id or short name, whatever its case and its dashes; None when it is not there."""
+    if _HUB_ID.fullmatch(name):
+        stem = name.replace("/", "--")
+        if profile("models", stem) is not None:
+            return stem
+    names = known_names()
+    wanted = name.strip().lower()
+    if wanted in names:
+        return names[wanted]
+    squeezed = _squeeze(wanted)
+    return next((stem for known, stem in names.items() if _squeeze(known) == squeezed), None)
+
+
+def _squeeze(name: str) -> str:
+    return re.sub(r"[^a-z0-9/]", "", name)
+
+
+def read_known(stem: str) -> tuple[Model, dict[str, str]]:
+    """The Model of a file in profiles/models, and the source of each of its facts."""
+    facts = profile("models", stem)
+    assert facts is not None
+    where = f"profiles/models/{stem}.yaml"
+    config: dict[str, Any] = facts["config"]
+    model = describe(config, name=facts["id"], where=where)
+    quantized, notes = read_quantized(config, facts.get("hf_quant_config"), where=where)
+    model = model.model_copy(
+        update={
+            "quantized": quantized,
+            "drafts": tuple(Draft(**draft) for draft in facts.get("drafts", ())),
+            "siblings": tuple(facts.get("siblings", ())),
+            "notes": (*model.notes, *notes, *facts.get("notes", ())),
+        }
+    )
+    return model, sources_of(model, where)
+
+
+def sources_of(model: Model, source: str) -> dict[str, str]:
+    """Every fact of the model that is known, from one source."""
+    unset = (None, (), {}, 0.0)
+    return {
+        f"model.{name}": source for name in type(model).model_fields if name != "notes" and getattr(model, name) not in unset
+    }

@@ -1,0 +1,50 @@
+"""The model to serve: a local folder, a name in profiles/models, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from advisor.errors import FileProblem, UnknownName
+from advisor.profiler.folder import read_folder
+from advisor.profiler.known_models import find_known, known_names, read_known
+from advisor.types import Model
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_FILE_SUFFIXES = (".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".yaml")
+
+
+def read_model(name_or_path: str) -> tuple[Model, dict[str, str]]:
+    """The model and the source of each of its facts ("model.layers" -> "config.json").
+
+    An existing folder (or the path of its config.json) comes first, then the names of profiles/models, then the hub.
+    Weights are never loaded, pickled files never opened, a repository's own code never run.
+    Raises FileProblem or ModelProblem for a folder that does not describe a model, UnknownName, and the hub's errors.
+    """
+    name = name_or_path.strip()
+    if not name or "\0" in name or len(name) > 4096:
+        raise UnknownName("model", name[:60], (), hint="give a folder, a name of profiles/models or a hub id")
+    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    if _exists(path):
+        return read_folder(path)
+    if _looks_like_path(name):
+        raise FileProblem("there is no such folder", where=name, hint="give the folder that holds config.json")
+    known = find_known(name)
+    if known is not None:
+        return read_known(known)
+    if _HUB_ID.fullmatch(name):
+        from advisor.profiler.hub import read_hub
+
+        return read_hub(name)
+    raise UnknownName("model", name, known_names(), hint="or give a local folder, or a hub id such as org/name")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or name.lower().endswith(_FILE_SUFFIXES)
