@@ -125,7 +125,7 @@ def _seed_row(source: Source, node: Node) -> int | None:
     if node is None:
         return None
     row = source.scalar(node, "seed_row")
-    if not isinstance(row, int) or row not in SEED_ROWS:
+    if isinstance(row, bool) or not isinstance(row, int) or row not in SEED_ROWS:
         source.report(node, "seed_row is a row of the table, 1 to 9", "leave the key out for a rule beyond it")
         return None
     return row
