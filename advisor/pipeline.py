@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import __version__
 from advisor.errors import InputError
-from advisor.types import Engine, Finding, Goal, Gpu, Model, Objective, Profile, Report, Rule, Scalar, Traffic
+from advisor.types import Engine, Finding, Goal, Gpu, Model, Objective, Profile, Report, Scalar, Traffic
 
 if TYPE_CHECKING:
+    from advisor.reasoner.cases import RuleCheck
     from advisor.reasoner.rulebook import Rulebook
+    from advisor.reasoner.vocabulary import Fact
 
 DEFAULT_TRAFFIC = "chat"
 DEFAULT_VERSIONS = {"tensorrt-llm": "1.2.1", "vllm": "0.11.0"}
@@ -44,8 +45,6 @@ def profile(
     found_gpu, gpu_sources = _gpus(gpu, gpus)
     found_traffic, traffic_sources, facts = _traffic(traffic, isl=isl, osl=osl, concurrency=concurrency, rate=rate)
     if measured is not None:
-        from advisor.profiler.measured import read_measured
-
         facts = facts | read_measured(Path(measured))
     return assemble(
         found_model,
@@ -97,8 +96,12 @@ def assemble(
     )
 
 
-def advise(profile: Profile, *, overlay: str | Path | None = None) -> Report:
-    """Judge a profile by the rules and plan what to do. A pure function of the profile and the rules."""
+def advise(profile: Profile, *, overlay: str | Path | None = None, command: tuple[str, ...] = ()) -> Report:
+    """Judge a profile by the rules and plan what to do: a pure function of its arguments and the rules.
+
+    overlay: an organisation's folder of rules. command: the arguments that asked, for the report to repeat.
+    Raises RuleProblem, NotPossible.
+    """
     from advisor.reasoner.diagnosis import diagnose
     from advisor.reasoner.planning import plan
 
@@ -110,6 +113,7 @@ def advise(profile: Profile, *, overlay: str | Path | None = None) -> Report:
         plan=plan(profile, rulebook, findings),
         overrides=rulebook.overrides,
         versions={"inference-advisor": __version__, profile.engine.name: profile.engine.version},
+        command=command,
     )
 
 
@@ -122,32 +126,52 @@ def rules(overlay: str | Path | None = None) -> Rulebook:
 
 def explain(rule_id: str, *, report_file: str | None = None, overlay: str | None = None) -> str:
     """A rule as a page; with a report, why or why not there. Raises UnknownName."""
-    from advisor.errors import UnknownName
+    from advisor.profiler.stored import load_report
     from advisor.reasoner import explanation
 
-    known = {rule.id: rule for rule in rules(overlay).rules}
-    rule: Rule | None = known.get(rule_id)
-    if rule is None:
-        raise UnknownName("rule", rule_id, known, hint="`advise rules list` shows them all")
-    return explanation.explain(rule, load_report(report_file) if report_file else None)
+    return explanation.explain(rules(overlay).rule(rule_id), load_report(Path(report_file)) if report_file else None)
 
 
-def load_report(path: str) -> Report:
-    """A stored report. Raises FileProblem."""
-    from advisor.profiler.stored import load_value
+def lint(folder: str | None = None) -> tuple[InputError, ...]:
+    """Every problem of a folder of rules; of the shipped ones without a folder."""
+    from advisor.library import RULES
+    from advisor.reasoner import rulebook
 
-    return load_value(Path(path), Report, what="report")
+    return rulebook.lint(Path(folder) if folder is not None else RULES)
 
 
-def schema(names: Iterable[str]) -> str:
-    """The JSON Schemas of values of types.py by name; each field's docstring is its description."""
+def check_rules(folder: str | None = None) -> tuple[RuleCheck, ...]:
+    """Every rule's own cases, and whether they would notice a threshold that moved."""
+    from advisor.reasoner.cases import check_rule
+
+    return tuple(check_rule(rule) for rule in rules(folder).rules)
+
+
+def facts() -> tuple[Fact, ...]:
+    """Every fact a rule may name."""
+    from advisor.reasoner.vocabulary import FACTS
+
+    return tuple(FACTS.values())
+
+
+def read_measured(path: Path) -> dict[str, Scalar]:
+    """Measured facts from a JSON object {name: value}, as the executor writes them. Raises FileProblem, UnknownName."""
     import json
 
-    from advisor import types
-    from advisor.report.schema import describe
+    from advisor.errors import FileProblem
+    from advisor.library import read_text
+    from advisor.reasoner.facts import check_measured
 
-    schemas = {name: describe(getattr(types, name)) for name in names}
-    return json.dumps(schemas if len(schemas) != 1 else next(iter(schemas.values())), indent=2)
+    try:
+        content = json.loads(read_text(path, what="file of measured facts"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = f":{error.lineno}:{error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise FileProblem("not valid JSON", where=f"{path}{line}", hint="an object of names and values is wanted") from None
+    if not isinstance(content, dict):
+        raise FileProblem("measured facts are a JSON object", where=str(path), hint='for example {"accuracy_loss_pct": 1.4}')
+    measured = {name.removeprefix("measured."): value for name, value in content.items()}
+    check_measured(measured, where=str(path))
+    return measured
 
 
 def _gpus(gpu: str | None, gpus: int | None) -> tuple[Gpu, dict[str, str]]:

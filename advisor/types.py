@@ -619,7 +619,8 @@ class Flip(Value):
     """The value of a fact at which another plan wins."""
 
     fact: str
-    now: float
+    now: float | None
+    """None: not set"""
     at: float
     then: str
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from advisor.cli import Commands, _show_version
 from advisor.cli.options import FORMATS, gather, output_option, question, rules_option, show
+
+if TYPE_CHECKING:
+    from advisor.report.rendering import Format
 
 
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,8 +21,7 @@ from advisor.cli.options import FORMATS, gather, output_option, question, rules_
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @output_option
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
-@click.pass_context
-def command(ctx: click.Context, overlay: str | None, form: str, output: str | None, **options: Any) -> int:
+def command(overlay: str | None, form: Format, output: str | None, **options: Any) -> int:
     """Look at a GPU, a model and its traffic, and say which inference optimizations to use, in which order, and why.
 
     \b
@@ -28,6 +30,7 @@ def command(ctx: click.Context, overlay: str | None, form: str, output: str | No
 
     Nothing on the machine is changed.
     """
+    ctx = click.get_current_context()
     if ctx.invoked_subcommand is not None:
         return 0
     given = click.core.ParameterSource.COMMANDLINE
@@ -37,7 +40,7 @@ def command(ctx: click.Context, overlay: str | None, form: str, output: str | No
     from advisor import pipeline
     from advisor.report.rendering import render
 
-    report = pipeline.advise(gather(options), overlay=overlay)
+    report = pipeline.advise(gather(options), overlay=overlay, command=tuple(sys.argv[1:]))
     to_terminal = form == "text" and not output and sys.stdout.isatty()
     width = min(shutil.get_terminal_size((80, 24)).columns, 100) if to_terminal else 80
     show(render(report, form, width=width, color=to_terminal), output)

@@ -14,7 +14,9 @@ from advisor.cli.options import output_option, show
 @output_option
 def command(before: str, after: str, form: str, output: str | None) -> int:
     """Say what changed between two reports in facts, verdicts, plan and figures, and why."""
-    from advisor import pipeline
+    from advisor.profiler.stored import load_report
+    from advisor.report.comparison import compare, render_comparison
 
-    show(pipeline.diff(before, after, form), output)
+    found = compare(load_report(before), load_report(after))
+    show(found.model_dump_json(indent=2) if form == "json" else render_comparison(found), output)
     return 0

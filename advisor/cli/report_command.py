@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from advisor.cli.options import FORMATS, output_option, show
+
+if TYPE_CHECKING:
+    from advisor.report.rendering import Format
 
 
 @click.command("report")
 @click.argument("report_file", metavar="REPORT.json", type=click.Path())
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @output_option
-def command(report_file: str, form: str, output: str | None) -> int:
+def command(report_file: str, form: Format, output: str | None) -> int:
     """Show a stored report as text, JSON, Markdown or HTML."""
-    from advisor import pipeline
+    from advisor.profiler.stored import load_report
     from advisor.report.rendering import render
 
-    show(render(pipeline.load_report(report_file), form), output)
+    show(render(load_report(report_file), form), output)
     return 0

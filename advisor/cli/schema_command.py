@@ -14,7 +14,11 @@ VALUES = ("Report", "Profile", "Plan", "Finding", "Deployment", "Point", "Estima
 @output_option
 def command(value: str | None, output: str | None) -> int:
     """Print the JSON Schema of a value, or of all of them."""
-    from advisor import pipeline
+    import json
 
-    show(pipeline.schema((value,) if value else VALUES), output)
+    from advisor import types
+    from advisor.report.schema import describe
+
+    schemas = {name: describe(getattr(types, name)) for name in ((value,) if value else VALUES)}
+    show(json.dumps(schemas[value] if value else schemas, indent=2), output)
     return 0

@@ -1,4 +1,4 @@
-"""Profiles kept as files, so that later commands, other machines and tests need no GPU."""
+"""Profiles and reports kept as files, so that later commands, other machines and tests need no GPU."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from advisor.errors import FileProblem
 from advisor.library import read_text, write_whole
-from advisor.types import Profile
+from advisor.types import Profile, Report
 
+Kept = TypeVar("Kept", Profile, Report)
 SCHEMA_VERSION = 1
 LARGEST = 16 * 2**20
+_REPORT_HINT = "make it again with `advise … --format json -o FILE.json`"
 _HINT = "make it again with `advise profile … --save FILE.json`"
 
 
@@ -50,14 +52,32 @@ def load_profile(path: str | Path) -> Profile:
             extra = ", ".join(sorted(set(data) - {"schema_version", "profile"}))
             raise FileProblem(f"unknown keys beside the profile: {extra}", where=where, hint=_HINT)
         data = inner
-    try:
-        profile = Profile.model_validate(data)
-    except ValidationError as error:
-        _refuse(error, where)
+    profile = _validated(Profile, data, where, "profile")
+    _check_numbers(profile, where)
+    return profile
+
+
+def load_report(path: str | Path) -> Report:
+    """The report in a file of `advise --format json`. Raises FileProblem: not JSON, another version, unknown keys or values."""
+    where = str(path)
+    data = _parsed(read_text(Path(path), what="report"), where)
+    if not isinstance(data, dict) or "plan" not in data:
+        raise FileProblem("this is not a report: it has no plan", where=where, hint=_REPORT_HINT)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise FileProblem(
+            f"schema version {data.get('schema_version')!r} of this report is not the one read here, {SCHEMA_VERSION}",
+            where=where,
+            hint=_REPORT_HINT,
+        )
+    report = _validated(Report, data, where, "report")
+    _check_numbers(report.profile, where)
+    return report
+
+
+def _check_numbers(profile: Profile, where: str) -> None:
     for name, value in _numbers(profile.model_dump(exclude={"measured"}), ""):
         if not math.isfinite(value) or value < 0:
             raise FileProblem(f"{name} is {value}: no figure of a profile is negative or infinite", where=where, hint=_HINT)
-    return profile
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -72,22 +92,30 @@ def _parsed(text: str, where: str) -> Any:
         raise FileProblem("this JSON is nested too deeply, or has a number too long to read", where=where, hint=_HINT) from None
 
 
-def _refuse(error: ValidationError, where: str) -> NoReturn:
+def _validated(value: type[Kept], data: Any, where: str, what: str) -> Kept:
+    try:
+        return value.model_validate(data)
+    except ValidationError as error:
+        _refuse(error, value, where, what)
+
+
+def _refuse(error: ValidationError, value: type[BaseModel], where: str, noun: str) -> NoReturn:
     problems = error.errors(include_url=False, include_context=False)
     first = problems[0]
     name = ".".join(str(part) for part in first["loc"])
     what = f"{name}: {first['msg'].lower()}"
     if first["type"] == "extra_forbidden":
-        known = _keys_at(first["loc"][:-1])
+        known = _keys_at(value, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        what = f"{name} is no key of a profile" + (f"; did you mean {near[0]}?" if near else "")
+        what = f"{name} is no key of a {noun}" + (f"; did you mean {near[0]}?" if near else "")
     if len(problems) > 1:
         what += f" (and {len(problems) - 1} more)"
-    raise FileProblem(f"this is not a profile: {what}", where=where, hint=_HINT) from None
+    hint = _HINT if value is Profile else _REPORT_HINT
+    raise FileProblem(f"this is not a {noun}: {what}", where=where, hint=hint) from None
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Profile
+def _keys_at(value: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    model = value
     for part in location:
         field = model.model_fields.get(str(part))
         inner = field.annotation if field else None

@@ -3,66 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 from advisor.reasoner.rejection import describe
-from advisor.types import Deployment, Flip, Lengths, Profile
+from advisor.types import Deployment, Flip, Lengths, Loss, Profile
 
 Decide = Callable[[Profile], Deployment | None]
+BUDGET = "goal.accuracy_budget_pct"
 
 
-def find_flips(profile: Profile, chosen: Deployment, decide: Decide) -> tuple[Flip, ...]:
-    """The nearest flip of each fact in each direction; `decide` gives the deployment chosen for a moved profile."""
-    found = []
-    for fact, now, values, moved in _movements(profile):
-        flip = _first_flip(fact, now, values, moved, chosen, decide)
-        if flip is not None:
-            found.append(flip)
-    return tuple(found)
+class Movement(NamedTuple):
+    """One fact to be moved in one direction."""
+
+    fact: str
+    now: float | None
+    values: list[float]
+    """from near to far"""
+    moved: Callable[[float], Profile]
 
 
-Moved = Callable[[float], Profile]
+def find_flips(profile: Profile, chosen: Deployment, loss: Loss | None, decide: Decide) -> tuple[Flip, ...]:
+    """The nearest flip of each fact in each direction; `decide` gives the deployment chosen for a moved profile.
+
+    loss: what the chosen plan is expected to lose; an accuracy budget below it would rule the plan out.
+    """
+    found = (_first_flip(movement, chosen, decide) for movement in _movements(profile, loss))
+    return tuple(flip for flip in found if flip is not None)
 
 
-def _movements(profile: Profile) -> Iterator[tuple[str, float, list[float], Moved]]:
-    """(fact, its value, values to try from near to far, how to move the profile there)."""
+def _movements(profile: Profile, loss: Loss | None) -> Iterator[Movement]:
     traffic, gpu = profile.traffic, profile.gpu
     if traffic.concurrency is not None:
-        now = traffic.concurrency
-        yield "traffic.concurrency", now, _down(now, 1), lambda value: _traffic(profile, concurrency=value)
-        yield "traffic.concurrency", now, _up(now, 1024), lambda value: _traffic(profile, concurrency=value)
+        moved = partial(_at_concurrency, profile)
+        yield Movement("traffic.concurrency", traffic.concurrency, _down(traffic.concurrency, 1), moved)
+        yield Movement("traffic.concurrency", traffic.concurrency, _up(traffic.concurrency, 1024), moved)
     longest = profile.model.max_context or 131072
-    for name in ("isl", "osl"):
+    for name, other in (("isl", traffic.osl.mean), ("osl", traffic.isl.mean)):
         mean = getattr(traffic, name).mean
-        other = (traffic.osl if name == "isl" else traffic.isl).mean
-        yield f"traffic.{name}_mean", mean, _down(mean, 16), lambda value, name=name: _length(profile, name, value)
-        yield f"traffic.{name}_mean", mean, _up(mean, longest - other), lambda value, name=name: _length(profile, name, value)
-    counts = [float(count) for count in (1, 2, 4, 8) if count != gpu.count]
-    yield (
-        "gpu.count",
-        gpu.count,
-        sorted((c for c in counts if c < gpu.count), reverse=True),
-        lambda v: _gpu(profile, count=int(v)),
-    )
-    yield "gpu.count", gpu.count, [c for c in counts if c > gpu.count], lambda value: _gpu(profile, count=int(value))
+        moved = partial(_at_length, profile, name)
+        yield Movement(f"traffic.{name}_mean", mean, _down(mean, 16), moved)
+        yield Movement(f"traffic.{name}_mean", mean, _up(mean, longest - other), moved)
+    moved = partial(_at_gpu_count, profile)
+    yield Movement("gpu.count", gpu.count, [float(count) for count in (8, 4, 2, 1) if count < gpu.count], moved)
+    yield Movement("gpu.count", gpu.count, [float(count) for count in (1, 2, 4, 8) if count > gpu.count], moved)
     if gpu.memory_gib is not None:
-        memory = gpu.memory_gib
-        yield "gpu.memory_gib", memory, [memory * 0.75, memory * 0.5], lambda value: _gpu(profile, memory_gib=value)
-        yield "gpu.memory_gib", memory, [memory * 1.5, memory * 2.4], lambda value: _gpu(profile, memory_gib=value)
+        moved = partial(_at_memory, profile)
+        yield Movement("gpu.memory_gib", gpu.memory_gib, [gpu.memory_gib * 0.75, gpu.memory_gib * 0.5], moved)
+        yield Movement("gpu.memory_gib", gpu.memory_gib, [gpu.memory_gib * 1.5, gpu.memory_gib * 2.4], moved)
+    if loss is not None and loss.low_pct > 0:
+        yield Movement(BUDGET, profile.goal.accuracy_budget_pct, [loss.low_pct * 0.999], partial(_at_budget, profile))
 
 
-def _first_flip(fact: str, now: float, values: list[float], moved: Moved, chosen: Deployment, decide: Decide) -> Flip | None:
+def _first_flip(movement: Movement, chosen: Deployment, decide: Decide) -> Flip | None:
+    fact, now, values, moved = movement
     last = now
     for value in values:
         other = decide(moved(value))
         if other is not None and _signature(other, fact) != _signature(chosen, fact):
-            at, then = (value, other) if fact == "gpu.count" else _bisect(fact, last, value, other, moved, chosen, decide)
-            return Flip(fact=fact, now=_rounded(now), at=_rounded(at), then=describe(then))
+            stepwise = last is None or fact in ("gpu.count", BUDGET)
+            at, then = (value, other) if stepwise else _bisect(fact, last or value, value, other, moved, chosen, decide)
+            return Flip(fact=fact, now=_rounded(now) if now is not None else None, at=_rounded(at), then=describe(then))
         last = value
     return None
 
 
 def _bisect(
-    fact: str, same: float, changed: float, then: Deployment, moved: Moved, chosen: Deployment, decide: Decide
+    fact: str,
+    same: float,
+    changed: float,
+    then: Deployment,
+    moved: Callable[[float], Profile],
+    chosen: Deployment,
+    decide: Decide,
 ) -> tuple[float, Deployment]:
     """The boundary between a value with the same plan and one with another, to about 5 %."""
     whole = fact != "gpu.memory_gib"
@@ -94,24 +107,29 @@ def _up(now: float, most: float) -> list[float]:
     return sorted({min(most, round(now * factor)) for factor in (4, 16) if now < most} - {now})
 
 
-def _traffic(profile: Profile, **changes: object) -> Profile:
-    return profile.model_copy(update={"traffic": profile.traffic.model_copy(update={"rate": None, **changes})})
+def _at_concurrency(profile: Profile, value: float) -> Profile:
+    return profile.model_copy(update={"traffic": profile.traffic.model_copy(update={"rate": None, "concurrency": value})})
 
 
-def _length(profile: Profile, name: str, mean: float) -> Profile:
+def _at_length(profile: Profile, name: str, mean: float) -> Profile:
     factor = mean / getattr(profile.traffic, name).mean
     lengths: Lengths = getattr(profile.traffic, name)
     scaled = Lengths(**{key: value * factor for key, value in lengths.model_dump().items()})
-    index = 0 if name == "isl" else 1
-    sample = tuple(
-        (max(1, round(pair[0] * factor)), pair[1]) if index == 0 else (pair[0], max(1, round(pair[1] * factor)))
-        for pair in profile.traffic.lengths
-    )
+    inputs, outputs = (factor, 1.0) if name == "isl" else (1.0, factor)
+    sample = tuple((max(1, round(isl * inputs)), max(1, round(osl * outputs))) for isl, osl in profile.traffic.lengths)
     return profile.model_copy(update={"traffic": profile.traffic.model_copy(update={name: scaled, "lengths": sample})})
 
 
-def _gpu(profile: Profile, **changes: object) -> Profile:
-    return profile.model_copy(update={"gpu": profile.gpu.model_copy(update=changes)})
+def _at_gpu_count(profile: Profile, value: float) -> Profile:
+    return profile.model_copy(update={"gpu": profile.gpu.model_copy(update={"count": int(value)})})
+
+
+def _at_memory(profile: Profile, value: float) -> Profile:
+    return profile.model_copy(update={"gpu": profile.gpu.model_copy(update={"memory_gib": value})})
+
+
+def _at_budget(profile: Profile, value: float) -> Profile:
+    return profile.model_copy(update={"goal": profile.goal.model_copy(update={"accuracy_budget_pct": value})})
 
 
 def _rounded(value: float) -> float:

@@ -46,7 +46,7 @@ def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...]) ->
         rejected=rejections(profile, rulebook, findings, chosen, steps, decision.tried, search.estimate),
         alternatives=pareto(decision.tried, chosen, profile.goal),
         fallbacks=find_fallbacks(profile, rulebook, chosen.deployment),
-        flips=find_flips(profile, chosen.deployment, chosen_for) if decision.feasible else (),
+        flips=find_flips(profile, chosen.deployment, chosen.estimate.loss, chosen_for) if decision.feasible else (),
         shortfall=() if decision.feasible else find_shortfall(profile, chosen, nearest),
         warnings=warnings(profile, findings, chosen),
         tried=len(search.estimates),
