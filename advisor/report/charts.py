@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from advisor.report import sections, units
+from advisor.report.deployments import describe_changes, short_deployment
 from advisor.types import Deployment, Estimate, Grid, Report
 
 Data = dict[str, Any]
@@ -107,7 +108,7 @@ def _option(mark: str, kind: str, deployment: Deployment, estimate: Estimate, no
     return {
         "mark": mark,
         "kind": kind,
-        "what": sections.short_deployment(deployment),
+        "what": short_deployment(deployment),
         "note": note,
         "ttft": estimate.ttft_ms,
         "itl": estimate.itl_ms,
@@ -139,7 +140,7 @@ def flips(report: Report) -> list[Data]:
     return [
         {"fact": flip.fact, "now": flip.now, "at": flip.at, "then": flip.then, "factor": flip.at / flip.now}
         for flip in report.plan.flips
-        if flip.now > 0 and flip.at > 0
+        if flip.now is not None and flip.now > 0 and flip.at > 0
     ]
 
 
@@ -175,7 +176,7 @@ def predicted(report: Report) -> list[Data]:
             low, high = sections.bounds(step.after, metric) or (None, None)
             found.append(
                 {
-                    "step": sections.describe_changes(step.changes),
+                    "step": describe_changes(step.changes),
                     "metric": f"{metric.title} {metric.unit}",
                     "expected": expected,
                     "measured": measured,
@@ -203,7 +204,7 @@ def grid(value: Grid, report: Report) -> Data:
             {
                 "mark": mark[one.deployment],
                 "label": one.label,
-                "what": sections.short_deployment(one.deployment),
+                "what": short_deployment(one.deployment),
                 "weights": one.memory_gib.weights,
                 "runtime": one.memory_gib.runtime,
                 "capacity": one.memory_gib.capacity,

@@ -31,6 +31,29 @@ def upcoming(report: Report) -> tuple[tuple[str, str], ...]:
     )
 
 
+def split_lines(command: str, width: int, indent: str = "") -> list[str]:
+    """A shell command in lines that can be pasted; an option stays with its value."""
+    pieces: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if (
+            pieces
+            and not word.startswith("-")
+            and pieces[-1].startswith("-")
+            and " " not in pieces[-1]
+            and "=" not in pieces[-1]
+        ):
+            pieces[-1] += f" {word}"
+        else:
+            pieces.append(word)
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and len(lines[-1]) + len(piece) + 3 > width:
+            lines.append("  " + piece)
+        else:
+            lines[-1] += f" {piece}" if lines[-1] else piece
+    return [f"{indent}{line} \\" for line in lines[:-1]] + [indent + lines[-1]]
+
+
 def _line(arguments: tuple[str, ...]) -> str:
     return shlex.join(("advise", *arguments))
 

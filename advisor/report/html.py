@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advisor.report import charts, commands, sections, text, units
+from advisor.report import charts, commands, sections, units
+from advisor.report.deployments import short_deployment
 from advisor.types import Change, Report, Step
 
 FOLDER = Path(__file__).parent
@@ -34,16 +35,16 @@ def render_html(report: Report) -> str:
         options=charts.options(report),
         marks=charts.marks(report),
         winners=charts.winners(report.grid, report) if report.grid else [],
-        inputs=text.input_lines(report),
+        inputs=sections.input_lines(report),
         headline=headline(report),
         measured=measured_by_rule(report),
         memory_colors=MEMORY_COLORS,
-        bases=text.BASES,
         commands=commands,
         sections=sections,
+        short_deployment=short_deployment,
         units=units,
-        change_lines=text.change_lines,
-        wrap_command=lambda command: "\n".join(text.command_lines(command, 100, "")),
+        change_lines=sections.change_lines,
+        wrap_command=lambda command: "\n".join(commands.split_lines(command, 100)),
         expected=expected,
     )
     return page
@@ -77,7 +78,7 @@ def expected(step: Step) -> list[tuple[str, str, str, str]]:
             continue
         low_high = sections.bounds(step.after, metric)
         interval = f"{units.figure(low_high[0])} to {units.figure(low_high[1])}" if low_high else ""
-        found.append((f"{metric.title}, {metric.unit}", value, interval, sections.basis(step.after, metric)))
+        found.append((f"{metric.title} {metric.unit}", value, interval, sections.basis(step.after, metric)))
     return found
 
 

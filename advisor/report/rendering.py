@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from advisor.report import sanitation
-from advisor.types import Report
+from advisor.types import Report, Value
 
 Format = Literal["text", "markdown", "html", "json"]
 
@@ -35,9 +35,9 @@ def render(report: Report, format: Format, *, width: int = 80, color: bool = Fal
     return render_html(shown)
 
 
-def to_json(report: Report) -> str:
-    """report.json: faithful, indented, and in ASCII, so that no character of it acts on a terminal."""
-    text = report.model_dump_json(by_alias=True, indent=2)
+def to_json(value: Value) -> str:
+    """A value as report.json holds it: faithful, indented, and in ASCII, so that no character of it acts on a terminal."""
+    text = value.model_dump_json(by_alias=True, indent=2)
     # outside strings JSON is ASCII already, so the escape is right wherever it is needed
     return (text if text.isascii() and "\x7f" not in text else re.sub(r"[^\x00-\x7e]", _escape, text)) + "\n"
 

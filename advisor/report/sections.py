@@ -5,10 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advisor.report import units
-from advisor.types import Deployment, Estimate, Evidence, Finding, Loss, Memory, Reference, Report, Scalar, Step
+from advisor.report.deployments import describe_changes, short_deployment
+from advisor.types import Change, Estimate, Evidence, Finding, Flip, Loss, Memory, Reference, Report, Scalar, Step
 
 ASSUMED = ("default", "assumed")
 """a source that begins so is no measurement and no declaration"""
+BASES = {
+    "arithmetic": "arithmetic",
+    "published": "from published figures",
+    "silicon": "fitted to published measurements of kernels",
+    "measured": "measured here",
+}
 OPERATORS = ("not in", "<=", ">=", "==", "!=", "<", ">", "in")
 
 
@@ -72,91 +79,42 @@ class Unknown:
     find_out: str
 
 
-# ---------------------------------------------------------------- deployments in words
-
-
-def describe_changes(changes: dict[str, object]) -> str:
-    """A step's changed fields in words: {"weights": "fp8"} -> "FP8 weights, FP8 activations"."""
-    return ", ".join(text for name, value in changes.items() if (text := describe_field(name, value))) or "no change"
-
-
-def describe_field(name: str, value: object) -> str:
-    """One field of a Deployment in words; "" for what needs none."""
-    if value is None:
-        return {"speculation": "no speculation"}.get(name, "")
-    if name == "weights":
-        weights = units.WEIGHTS.get(value, str(value))  # type: ignore[call-overload]
-        activations = units.ACTIVATIONS.get(value, "")  # type: ignore[call-overload]
-        return f"{weights} weights" + (f", {activations}" if activations else "")
-    if name == "kv_cache":
-        return f"{units.KV_CACHE.get(value, str(value))} KV cache"  # type: ignore[call-overload]
-    if name == "speculation":
-        return _describe_speculation(value)
-    if name == "keep_high_precision":
-        modules = tuple(value) if isinstance(value, tuple | list) else (str(value),)
-        return f"{len(modules)} module patterns kept at high precision" if modules else ""
-    switches = {
-        "chunked_prefill": ("chunked prefill", "no chunked prefill"),
-        "prefix_reuse": ("prefix reuse", "no prefix reuse"),
-        "cuda_graphs": ("CUDA graphs", "no CUDA graphs"),
-        "attention_dp": ("attention data-parallel", "attention not data-parallel"),
-    }
-    if name in switches:
-        return switches[name][0 if value else 1]
-    words = {
-        "batching": "{} batching",
-        "tensor_parallel": "tensor parallel {}",
-        "pipeline_parallel": "pipeline parallel {}",
-        "expert_parallel": "expert parallel {}",
-        "replicas": "replicas {}",
-        "max_batch_size": "max batch size {}",
-        "max_num_tokens": "max tokens per step {}",
-        "scheduler_policy": "scheduler {}",
-    }
-    return words.get(name, name + " {}").format(value)
-
-
-def _describe_speculation(value: object) -> str:
-    data = value if isinstance(value, dict) else value.model_dump() if hasattr(value, "model_dump") else {}
-    method = {"ngram": "n-gram", "draft": "draft-model", "eagle3": "EAGLE-3", "mtp": "MTP"}.get(data.get("method", ""), "")
-    length = data.get("draft_len")
-    return f"{method or value} speculation" + (f", draft length {length}" if length else "")
-
-
-def describe_deployment(deployment: Deployment) -> str:
-    """A whole deployment in words, leaving out what is at its usual value."""
-    usual = Deployment()
-    parts = [describe_field("weights", deployment.weights), describe_field("kv_cache", deployment.kv_cache)]
-    parts.append(describe_field("batching", deployment.batching))
-    for name in Deployment.model_fields:
-        value = getattr(deployment, name)
-        if name not in ("weights", "kv_cache", "batching") and value != getattr(usual, name):
-            parts.append(describe_field(name, value))
-    return ", ".join(part for part in parts if part)
-
-
-def short_deployment(deployment: Deployment) -> str:
-    """For a table: "FP8, KV FP8, TP2 x 4"."""
-    parts = [units.WEIGHTS.get(deployment.weights, deployment.weights), "KV " + units.KV_CACHE[deployment.kv_cache]]
-    for letters, size in (
-        ("TP", deployment.tensor_parallel),
-        ("PP", deployment.pipeline_parallel),
-        ("EP", deployment.expert_parallel),
-    ):
-        if size > 1:
-            parts.append(f"{letters}{size}")
-    if deployment.attention_dp:
-        parts.append("ADP")
-    if deployment.replicas > 1:
-        parts.append(f"{deployment.replicas} replicas")
-    if deployment.batching == "static":
-        parts.append("static batching")
-    if deployment.speculation:
-        parts.append(f"{deployment.speculation.method} {deployment.speculation.draft_len}")
-    return ", ".join(parts)
-
-
 # ---------------------------------------------------------------- the decision
+
+
+def input_lines(report: Report) -> tuple[tuple[str, str], ...]:
+    """What the plan is for: model, GPU, traffic, goal, engine, each in one line."""
+    model, gpu, traffic, goal = report.profile.model, report.profile.gpu, report.profile.traffic, report.plan.goal
+    size = f"{units.params(model.params)} parameters" if model.params else "number of parameters unknown"
+    if model.moe and model.active_params:
+        size += f" ({units.params(model.active_params)} active), {model.moe.experts} experts"
+    layers = f"{model.attention.upper()}, {model.layers} layers"
+    quantized = f", already {model.quantized.method}" if model.quantized else ""
+    sm = f"SM {gpu.sm}" if gpu.sm else "compute capability unknown"
+    memory = f"{units.figure(gpu.memory_gib)} GiB" if gpu.memory_gib else "memory unknown"
+    bandwidth = f"{units.figure(gpu.bandwidth_gb_s)} GB/s" if gpu.bandwidth_gb_s else "bandwidth unknown"
+    load = "as many as fit" if traffic.concurrency is None else f"{units.given(traffic.concurrency)} concurrent"
+    load = f"{units.figure(traffic.rate)} requests/s" if traffic.rate is not None and traffic.concurrency is None else load
+    limits = [
+        f"{title} {units.given(value)}{unit}"
+        for title, value, unit in (
+            ("mean TTFT at most", goal.ttft_ms, " ms"),
+            ("mean ITL at most", goal.itl_ms, " ms"),
+            (f"{goal.accuracy_metric} loss at most", goal.accuracy_budget_pct, " %"),
+        )
+        if value is not None
+    ]
+    engine = report.profile.engine
+    return (
+        ("model", f"{model.name}: {size}, {layers}{quantized}"),
+        ("GPU", f"{gpu.count} x {gpu.name}: {sm}, {memory}, {bandwidth} each"),
+        (
+            "traffic",
+            f"{traffic.name}: {traffic.isl.mean:,.0f} tokens in, {traffic.osl.mean:,.0f} out, {load}",
+        ),
+        ("goal", f"{goal.objective}; " + ("; ".join(limits) or "no limits set")),
+        ("engine", f"{engine.name} {engine.version}" + (f", {engine.batching} batching today" if engine.batching else "")),
+    )
 
 
 def rows(report: Report) -> tuple[Row, ...]:
@@ -272,6 +230,29 @@ def gains(before: Estimate, after: Estimate) -> tuple[str, ...]:
     return tuple(found)
 
 
+def change_lines(change: Change) -> tuple[str, ...]:
+    """What an executed change measured, its gate, its artifact and command."""
+    moved = []
+    for name, after in change.after.items():
+        old, new = units.pair(change.before.get(name), after)
+        moved.append(f"{name} {old} -> {new}" if name in change.before else f"{name} {new}")
+    lines = ["; ".join(moved), change.detail]
+    lines += [
+        f"{item.what}: {item.metric} {units.figure(item.value, 4)}"
+        + (f" (95 % {units.figure(item.low, 4)} to {units.figure(item.high, 4)})" if item.low is not None else "")
+        + (f", limit {units.figure(item.limit, 4)}" if item.limit is not None else "")
+        + (f", n = {units.given(item.samples)}" if item.samples else "")
+        for item in change.accuracy
+    ]
+    seconds = f"took {units.figure(change.seconds)} s" if change.seconds is not None else ""
+    lines += [
+        seconds,
+        f"artifact: {change.artifact}" if change.artifact else "",
+        f"command: {change.command}" if change.command else "",
+    ]
+    return tuple(line for line in lines if line)
+
+
 # ---------------------------------------------------------------- what is not in the plan
 
 
@@ -357,6 +338,11 @@ def notes(report: Report) -> tuple[str, ...]:
     plan, profile = report.plan, report.profile
     sources = (plan.warnings, profile.gpu.notes, profile.model.notes, profile.traffic.notes, plan.expected.notes)
     return tuple(dict.fromkeys(note for source in sources for note in source))
+
+
+def flip_now(flip: Flip) -> str:
+    """The fact's present value; what has none is a limit that nobody set."""
+    return "not set" if flip.now is None else units.given(flip.now)
 
 
 def flip_when(fact: str, now: Scalar, at: float) -> str:

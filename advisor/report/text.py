@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +9,10 @@ from dataclasses import dataclass
 from advisor.report import commands, sections, units
 from advisor.report.sanitation import to_ascii
 from advisor.report.sections import METRICS, Reason
-from advisor.types import Change, Estimate, Memory, Report
+from advisor.types import Estimate, Memory, Report
 
 NARROWEST, WIDEST = 60, 120
 INDENT = "  "
-
-
-BASES = {
-    "arithmetic": "arithmetic",
-    "published": "from published figures",
-    "silicon": "fitted to published measurements of kernels",
-    "measured": "measured here",
-}
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ def _verdict(page: Page, report: Report) -> list[str]:
 
 def _input(page: Page, report: Report) -> list[str]:
     lines = page.heading("For")
-    for name, text in input_lines(report):
+    for name, text in sections.input_lines(report):
         lines += page.wrap(text, first=f"{INDENT}{name:<9}", rest=" " * 11)
     assumed = sections.assumptions(report)
     if assumed:
@@ -117,41 +108,6 @@ def _input(page: Page, report: Report) -> list[str]:
         for fact, value, source in assumed:
             lines += page.wrap(f"{value or 'see source'} ({source})", first=f"{INDENT}{page.cut(fact, names):<{names}}  ")
     return lines
-
-
-def input_lines(report: Report) -> tuple[tuple[str, str], ...]:
-    """What the plan is for: model, GPU, traffic, goal, engine, each in one line."""
-    model, gpu, traffic, goal = report.profile.model, report.profile.gpu, report.profile.traffic, report.plan.goal
-    size = f"{units.params(model.params)} parameters" if model.params else "number of parameters unknown"
-    if model.moe and model.active_params:
-        size += f" ({units.params(model.active_params)} active), {model.moe.experts} experts"
-    layers = f"{model.attention.upper()}, {model.layers} layers"
-    quantized = f", already {model.quantized.method}" if model.quantized else ""
-    sm = f"SM {gpu.sm}" if gpu.sm else "compute capability unknown"
-    memory = f"{units.figure(gpu.memory_gib)} GiB" if gpu.memory_gib else "memory unknown"
-    bandwidth = f"{units.figure(gpu.bandwidth_gb_s)} GB/s" if gpu.bandwidth_gb_s else "bandwidth unknown"
-    load = "as many as fit" if traffic.concurrency is None else f"{units.given(traffic.concurrency)} concurrent"
-    load = f"{units.figure(traffic.rate)} requests/s" if traffic.rate is not None and traffic.concurrency is None else load
-    limits = [
-        f"{title} {units.given(value)}{unit}"
-        for title, value, unit in (
-            ("mean TTFT at most", goal.ttft_ms, " ms"),
-            ("mean ITL at most", goal.itl_ms, " ms"),
-            (f"{goal.accuracy_metric} loss at most", goal.accuracy_budget_pct, " %"),
-        )
-        if value is not None
-    ]
-    engine = report.profile.engine
-    return (
-        ("model", f"{model.name}: {size}, {layers}{quantized}"),
-        ("GPU", f"{gpu.count} x {gpu.name}: {sm}, {memory}, {bandwidth} each"),
-        (
-            "traffic",
-            f"{traffic.name}: {traffic.isl.mean:,.0f} tokens in, {traffic.osl.mean:,.0f} out, {load}",
-        ),
-        ("goal", f"{goal.objective}; " + ("; ".join(limits) or "no limits set")),
-        ("engine", f"{engine.name} {engine.version}" + (f", {engine.batching} batching today" if engine.batching else "")),
-    )
 
 
 def _memory(page: Page, report: Report) -> list[str]:
@@ -243,7 +199,7 @@ def _cells(cells: Sequence[str], sizes: Sequence[int]) -> str:
 def _basis_lines(page: Page, report: Report) -> list[str]:
     """What the basis row's letters mean, and where an earlier row's number rests on something else."""
     used = dict.fromkeys(sections.basis(report.plan.expected, m) for m in METRICS)
-    lines = page.wrap("basis: " + ", ".join(f"{name[0]} {BASES[name]}" for name in used if name)) if any(used) else []
+    lines = page.wrap("basis: " + ", ".join(f"{name[0]} {sections.BASES[name]}" for name in used if name)) if any(used) else []
     for row in sections.rows(report):
         other = [
             f"{m.title} {sections.basis(row.estimate, m)}"
@@ -277,31 +233,9 @@ def _changes(page: Page, report: Report) -> list[str]:
         title = page.cut(f"{number} {change.action}: {change.rule}", page.width - len(gate) - 4)
         space = " " * (page.width - len(INDENT) - len(title) - len(gate))
         lines.append(INDENT + title + space + page.style(colors.get(change.gate, "yellow"), gate))
-        for line in change_lines(change):
+        for line in sections.change_lines(change):
             lines += page.wrap(line, first="    ")
     return lines
-
-
-def change_lines(change: Change) -> tuple[str, ...]:
-    """What an executed change measured, its gate, its artifact and command."""
-    names = dict.fromkeys((*change.before, *change.after))
-    moved = [f"{name} {units.pair(change.before.get(name), change.after.get(name))[0]} -> "
-             f"{units.pair(change.before.get(name), change.after.get(name))[1]}" for name in names]  # fmt: skip
-    lines = ["; ".join(moved), change.detail]
-    lines += [
-        f"{item.what}: {item.metric} {units.figure(item.value, 4)}"
-        + (f" (95 % {units.figure(item.low, 4)} to {units.figure(item.high, 4)})" if item.low is not None else "")
-        + (f", limit {units.figure(item.limit, 4)}" if item.limit is not None else "")
-        + (f", n = {units.given(item.samples)}" if item.samples else "")
-        for item in change.accuracy
-    ]
-    seconds = f"took {units.figure(change.seconds)} s" if change.seconds is not None else ""
-    lines += [
-        seconds,
-        f"artifact: {change.artifact}" if change.artifact else "",
-        f"command: {change.command}" if change.command else "",
-    ]
-    return tuple(line for line in lines if line)
 
 
 def _reasons(page: Page, report: Report) -> list[str]:
@@ -372,10 +306,10 @@ def _flips(page: Page, report: Report) -> list[str]:
         return []
     lines = page.heading("What would change the plan")
     facts = min(max(len(flip.fact) for flip in flips), 30)
-    nows = max(len(units.given(flip.now)) for flip in flips)
+    nows = max(len(sections.flip_now(flip)) for flip in flips)
     ats = max(len(sections.flip_when(flip.fact, flip.now, flip.at)) for flip in flips)
     for flip in flips:
-        first = f"{INDENT}{page.cut(flip.fact, facts):<{facts}}  now {units.given(flip.now):>{nows}}, at "
+        first = f"{INDENT}{page.cut(flip.fact, facts):<{facts}}  now {sections.flip_now(flip):>{nows}}, at "
         first += f"{sections.flip_when(flip.fact, flip.now, flip.at):<{ats}}  "
         lines += (
             page.wrap(flip.then, first=first) if len(first) < page.width - 20 else [first, *page.wrap(flip.then, first="    ")]
@@ -404,31 +338,8 @@ def _commands(page: Page, report: Report) -> list[str]:
     lines = page.heading("Next") if commands.upcoming(report) else []
     for what, command in commands.upcoming(report):
         lines += page.wrap(f"{what}:")
-        lines += command_lines(command, page.width - 4, "    ")
+        lines += commands.split_lines(command, page.width - 4, "    ")
     lines += page.heading("To get this again")
-    lines += command_lines(commands.repeat(report), page.width - 2, INDENT)
+    lines += commands.split_lines(commands.repeat(report), page.width - 2, INDENT)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return lines + [page.style("dim", line) for line in page.wrap(versions)]
-
-
-def command_lines(command: str, width: int, indent: str) -> list[str]:
-    """A shell command in lines that can be pasted; an option stays with its value."""
-    pieces: list[str] = []
-    for word in map(shlex.quote, shlex.split(command)):
-        if (
-            pieces
-            and not word.startswith("-")
-            and pieces[-1].startswith("-")
-            and " " not in pieces[-1]
-            and "=" not in pieces[-1]
-        ):
-            pieces[-1] += f" {word}"
-        else:
-            pieces.append(word)
-    lines = [""]
-    for piece in pieces:
-        if lines[-1] and len(lines[-1]) + len(piece) + 3 > width:
-            lines.append("  " + piece)
-        else:
-            lines[-1] += f" {piece}" if lines[-1] else piece
-    return [f"{indent}{line} \\" for line in lines[:-1]] + [indent + lines[-1]]

@@ -16,10 +16,14 @@
   }
   const whole = (value) => value.toLocaleString("en-US");
 
+  // An axis label under the ticks instead of among them.
+  const below = { labelAnchor: "center", labelArrow: "none", labelOffset: 36 };
+
   function plot(holder, options) {
     const width = Math.max(240, Math.floor(holder.clientWidth || 640));
     const drawn = Plot.plot({
       width,
+      marginBottom: 40,
       color: { type: "identity" },
       style: { fontFamily: "inherit", fontSize: "12px", background: "none" },
       ...options,
@@ -54,10 +58,10 @@
     const most = Math.max(capacity, ...bars.map((bar) => bar.to));
     const space = Math.max(240, holder.clientWidth || 640) - 70;
     plot(holder, {
-      height: 44 + names.length * 34,
+      height: 62 + names.length * 30,
       marginLeft: 56,
       marginRight: 14,
-      x: { domain: [0, most * 1.01], label: "GiB per GPU", ticks: 6 },
+      x: { domain: [0, most * 1.01], label: "GiB per GPU", ticks: 6, ...below },
       y: { domain: names, label: null, tickSize: 0, padding: 0.25 },
       marks: [
         Plot.barX(bars, { x1: "from", x2: "to", y: "name", fill: (d) => color(PARTS[d.part]), stroke: color("quiet"), strokeWidth: 0.5 }),
@@ -75,16 +79,16 @@
       const kind = { total: "total", better: "better", worse: "worse", same: "other" };
       const most = Math.max(...bars.flatMap((bar) => [bar.from, bar.to]), limit ?? 0);
       plot(cell, {
-        height: 40 + bars.length * 24,
+        height: 60 + bars.length * 24,
         marginLeft: 58,
         marginRight: 52,
-        x: { label: `${metric}, ${unit}`, domain: [0, most], ticks: 4, labelAnchor: "left" },
+        x: { label: `${metric}, ${unit}`, domain: [0, most], ticks: 3, ...below },
         y: { domain: bars.map((bar) => bar.label), label: null, tickSize: 0 },
         marks: [
           Plot.barX(bars, { x1: "from", x2: "to", y: "label", fill: (d) => color(kind[d.kind]), insetTop: 3, insetBottom: 3 }),
           Plot.text(bars, {
             x: (d) => Math.max(d.from, d.to), y: "label", dx: 5, textAnchor: "start", fill: color("ink"),
-            text: (d) => (d.kind === "total" ? figure(d.to) : d.to === d.from ? "±0" : `${d.to > d.from ? "+" : "−"}${figure(Math.abs(d.to - d.from))}`),
+            text: (d) => (d.kind === "total" ? figure(d.to) : d.to === d.from ? "±0" : `${d.to > d.from ? "+" : "−"}${figure(Math.abs(d.to - d.from), 2)}`),
           }),
           limit === null ? null : Plot.ruleX([limit], { stroke: color("limit"), strokeDasharray: "4,3", strokeWidth: 1.5 }),
         ],
@@ -107,8 +111,8 @@
       marginLeft: 58,
       marginRight: 20,
       grid: true,
-      x: { label: "ITL, ms (less is better) →", nice: true, ...domains?.x },
-      y: { label: "↑ output tokens/s", nice: true, ...domains?.y },
+      x: { label: "ITL, ms (less is better)", nice: true, ...below, ...domains?.x },
+      y: { label: "output tokens/s", nice: true, ...domains?.y },
       marks: [
         ...limitMarks(limit),
         Plot.dot(points, { x: "itl", y: "rate", r: 9, fill: (d) => (d.mark === "P" || d.chosen ? color("plan") : color("page")), stroke: shade, strokeWidth: 1.5 }),
@@ -128,6 +132,12 @@
     const intensities = points.map((p) => p.flops_per_byte);
     const low = Math.min(1, ...intensities) * 0.8;
     const high = Math.max(...intensities, (peaks.at(-1) * 1000) / bandwidth) * 4;
+    const least = Math.min((low * bandwidth) / 1000, ...points.map((p) => p.tflops)) * 0.8;
+    const powers = (from, to) => {
+      const found = [];
+      for (let n = Math.ceil(Math.log10(from)); n <= Math.log10(to); n += 1) found.push(10 ** n);
+      return found;
+    };
     const roofs = peaks.flatMap((peak) => {
       const ridge = (peak * 1000) / bandwidth;
       return [low, ridge, high].map((x) => ({ peak, x, y: Math.min(peak, (x * bandwidth) / 1000) }));
@@ -137,11 +147,11 @@
       marginLeft: 52,
       marginRight: 24,
       grid: true,
-      x: { type: "log", label: "operations per byte of memory traffic →", domain: [low, high], ticks: 5, tickFormat: (d) => whole(d) },
-      y: { type: "log", label: "↑ TFLOPS of one GPU", ticks: 5, tickFormat: (d) => whole(d) },
+      x: { type: "log", label: "operations per byte of memory traffic", domain: [low, high], ticks: powers(low, high), tickFormat: whole, ...below },
+      y: { type: "log", label: "TFLOPS of one GPU", domain: [least, peaks.at(-1) * 1.6], ticks: powers(least, peaks.at(-1)), tickFormat: (d) => figure(d, 1) },
       marks: [
         Plot.line(roofs, { x: "x", y: "y", z: "peak", stroke: color("total"), strokeWidth: 1.5 }),
-        Plot.text(peaks, { x: high, y: (d) => d, text: (d) => `${whole(d)} TFLOPS`, dy: -8, textAnchor: "end", fill: color("quiet") }),
+        Plot.text(peaks, { x: (d) => (d * 1000) / bandwidth, y: (d) => d, text: (d) => `${whole(d)} TFLOPS`, dx: 4, dy: -7, textAnchor: "start", fill: color("quiet") }),
         Plot.dot(points, { x: "flops_per_byte", y: "tflops", r: 5, symbol: (d) => (d.phase === "prefill" ? "square" : "circle"), fill: (d) => color(d.label === "plan" ? "plan" : "other") }),
         ...[["plan", -12], ["baseline", 13]].map(([label, dy]) =>
           Plot.text(points.filter((d) => (d.label === "plan") === (label === "plan")), {
@@ -156,16 +166,16 @@
     const facts = [...new Set(rows.map((row) => row.fact))];
     const farthest = Math.max(2, ...rows.map((row) => Math.max(row.factor, 1 / row.factor)));
     plot(holder, {
-      height: 50 + facts.length * 30,
-      marginLeft: 150,
+      height: 64 + facts.length * 30,
+      marginLeft: 12 + 6.6 * Math.max(...facts.map((fact) => fact.length)),
       marginRight: 30,
-      x: { type: "log", domain: [1 / farthest / 1.3, farthest * 1.3], label: "times what it is now", ticks: 5, tickFormat: (d) => `×${Number(d.toPrecision(2))}` },
+      x: { type: "log", domain: [1 / farthest / 1.3, farthest * 1.3], label: "times what it is now", ticks: 5, ...below, tickFormat: (d) => `×${Number(d.toPrecision(2))}` },
       y: { domain: facts, label: null, tickSize: 0 },
       marks: [
         Plot.ruleX([1], { stroke: color("plan"), strokeWidth: 2 }),
         Plot.link(rows, { x1: 1, x2: "factor", y: "fact", stroke: color("other") }),
         Plot.dot(rows, { x: "factor", y: "fact", r: 4.5, fill: color("worse") }),
-        Plot.text(rows, { x: "factor", y: "fact", dy: -11, text: (d) => figure(d.at), fill: color("ink") }),
+        Plot.text(rows, { x: "factor", y: "fact", dy: -11, text: (d) => (Number.isInteger(d.at) ? whole(d.at) : figure(d.at)), fill: color("ink") }),
       ],
     });
   }
@@ -174,8 +184,8 @@
     plot(holder, {
       height: 220,
       marginLeft: 52,
-      x: { label: "layer, in the model's order →" },
-      y: { label: "↑ sensitivity", grid: true },
+      x: { label: "layer, in the model's order", ...below },
+      y: { label: "sensitivity", grid: true },
       marks: [
         Plot.rectY(rows, { x1: (d) => d.index - 0.4, x2: (d) => d.index + 0.4, y: "score", fill: (d) => color(d.kept ? "worse" : "weights") }),
         Plot.ruleY([0], { stroke: color("quiet") }),
@@ -187,10 +197,10 @@
     for (const [cell, { metric, points }] of cells(holder, groups)) {
       const limit = points.find((point) => point.limit !== null)?.limit;
       plot(cell, {
-        height: 50 + points.length * 28,
+        height: 64 + points.length * 28,
         marginLeft: 110,
         marginRight: 30,
-        x: { label: `${metric}, with 95 % interval`, ticks: 5 },
+        x: { label: `${metric}, with 95 % interval`, ticks: 5, ...below },
         y: { domain: points.map((point) => point.what), label: null, tickSize: 0 },
         marks: [
           limit === undefined ? null : Plot.ruleX([limit], { stroke: color("limit"), strokeDasharray: "4,3", strokeWidth: 1.5 }),
@@ -205,10 +215,10 @@
     const named = rows.map((row) => ({ ...row, name: `${row.step} · ${row.metric}` }));
     const cut = (text) => (text.length > 34 ? `${text.slice(0, 33)}…` : text);
     plot(holder, {
-      height: 50 + rows.length * 26,
+      height: 64 + rows.length * 26,
       marginLeft: 220,
       marginRight: 40,
-      x: { label: "measured, as a multiple of what was expected", ticks: 5 },
+      x: { label: "measured, as a multiple of what was expected", ticks: 5, ...below },
       y: { domain: named.map((row) => row.name), label: null, tickSize: 0, tickFormat: cut },
       marks: [
         Plot.ruleX([1], { stroke: color("plan"), strokeWidth: 1.5 }),
@@ -302,8 +312,8 @@
   function frame() {
     const all = (key) => data.grid.series.flatMap((one) => one[key]).filter((value) => value !== null && value > 0);
     const ends = (values) => [Math.min(...values) * 0.85, Math.max(...values) * 1.15];
-    const whole_ticks = { type: "log", ticks: 5, nice: false, tickFormat: (d) => figure(d, 2) };
-    return { x: { ...whole_ticks, domain: ends(all("itl")) }, y: { ...whole_ticks, domain: ends(all("rate")) } };
+    const logarithmic = { type: "log", ticks: 4, nice: false, tickFormat: (d) => figure(d, 2) };
+    return { x: { ...logarithmic, domain: ends(all("itl")) }, y: { ...logarithmic, domain: ends(all("rate")) } };
   }
 
   function startWhatIf() {

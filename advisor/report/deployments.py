@@ -1,0 +1,87 @@
+"""Deployments in words."""
+
+from __future__ import annotations
+
+from advisor.report import units
+from advisor.types import Deployment
+
+
+def describe_changes(changes: dict[str, object]) -> str:
+    """A step's changed fields in words: {"weights": "fp8"} -> "FP8 weights, FP8 activations"."""
+    return ", ".join(text for name, value in changes.items() if (text := describe_field(name, value))) or "no change"
+
+
+def describe_field(name: str, value: object) -> str:
+    """One field of a Deployment in words; "" for what needs none."""
+    if value is None:
+        return {"speculation": "no speculation"}.get(name, "")
+    if name == "weights":
+        weights = units.WEIGHTS.get(value, str(value))  # type: ignore[call-overload]
+        activations = units.ACTIVATIONS.get(value, "")  # type: ignore[call-overload]
+        return f"{weights} weights" + (f", {activations}" if activations else "")
+    if name == "kv_cache":
+        return f"{units.KV_CACHE.get(value, str(value))} KV cache"  # type: ignore[call-overload]
+    if name == "speculation":
+        return _describe_speculation(value)
+    if name == "keep_high_precision":
+        modules = tuple(value) if isinstance(value, tuple | list) else (str(value),)
+        return f"{len(modules)} module patterns kept at high precision" if modules else ""
+    switches = {
+        "chunked_prefill": ("chunked prefill", "no chunked prefill"),
+        "prefix_reuse": ("prefix reuse", "no prefix reuse"),
+        "cuda_graphs": ("CUDA graphs", "no CUDA graphs"),
+        "attention_dp": ("attention data-parallel", "attention not data-parallel"),
+    }
+    if name in switches:
+        return switches[name][0 if value else 1]
+    words = {
+        "batching": "{} batching",
+        "tensor_parallel": "tensor parallel {}",
+        "pipeline_parallel": "pipeline parallel {}",
+        "expert_parallel": "expert parallel {}",
+        "replicas": "replicas {}",
+        "max_batch_size": "max batch size {}",
+        "max_num_tokens": "max tokens per step {}",
+        "scheduler_policy": "scheduler {}",
+    }
+    return words.get(name, name + " {}").format(value)
+
+
+def _describe_speculation(value: object) -> str:
+    data = value if isinstance(value, dict) else value.model_dump() if hasattr(value, "model_dump") else {}
+    method = {"ngram": "n-gram", "draft": "draft-model", "eagle3": "EAGLE-3", "mtp": "MTP"}.get(data.get("method", ""), "")
+    length = data.get("draft_len")
+    return f"{method or value} speculation" + (f", draft length {length}" if length else "")
+
+
+def describe_deployment(deployment: Deployment) -> str:
+    """A whole deployment in words, leaving out what is at its usual value."""
+    usual = Deployment()
+    parts = [describe_field("weights", deployment.weights), describe_field("kv_cache", deployment.kv_cache)]
+    parts.append(describe_field("batching", deployment.batching))
+    for name in Deployment.model_fields:
+        value = getattr(deployment, name)
+        if name not in ("weights", "kv_cache", "batching") and value != getattr(usual, name):
+            parts.append(describe_field(name, value))
+    return ", ".join(part for part in parts if part)
+
+
+def short_deployment(deployment: Deployment) -> str:
+    """For a table: "FP8, KV FP8, TP2 x 4"."""
+    parts = [units.WEIGHTS.get(deployment.weights, deployment.weights), "KV " + units.KV_CACHE[deployment.kv_cache]]
+    for letters, size in (
+        ("TP", deployment.tensor_parallel),
+        ("PP", deployment.pipeline_parallel),
+        ("EP", deployment.expert_parallel),
+    ):
+        if size > 1:
+            parts.append(f"{letters}{size}")
+    if deployment.attention_dp:
+        parts.append("ADP")
+    if deployment.replicas > 1:
+        parts.append(f"{deployment.replicas} replicas")
+    if deployment.batching == "static":
+        parts.append("static batching")
+    if deployment.speculation:
+        parts.append(f"{deployment.speculation.method} {deployment.speculation.draft_len}")
+    return ", ".join(parts)
