@@ -1,0 +1,1 @@
+"""What carries a plan out: serving files, checkpoints, training, measurement."""
