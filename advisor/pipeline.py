@@ -96,25 +96,43 @@ def assemble(
     )
 
 
-def advise(profile: Profile, *, overlay: str | Path | None = None, command: tuple[str, ...] = ()) -> Report:
+def advise(profile: Profile, *, overlay: str | Path | None = None, command: tuple[str, ...] = (), grid: bool = False) -> Report:
     """Judge a profile by the rules and plan what to do: a pure function of its arguments and the rules.
 
-    overlay: an organisation's folder of rules. command: the arguments that asked, for the report to repeat.
+    overlay: an organisation's folder of rules. command: the arguments that asked, for the report to repeat. grid: estimate
+    the plan and its neighbours over a lattice of loads too, for the page's sliders.
     Raises RuleProblem, NotPossible.
     """
     from advisor.reasoner.diagnosis import diagnose
+    from advisor.reasoner.grid import lay_out_grid
     from advisor.reasoner.planning import plan
 
     rulebook = rules(overlay)
     findings: tuple[Finding, ...] = diagnose(profile, rulebook)
+    made = plan(profile, rulebook, findings)
     return Report(
         profile=profile,
         findings=findings,
-        plan=plan(profile, rulebook, findings),
+        plan=made,
         overrides=rulebook.overrides,
         versions={"inference-advisor": __version__, profile.engine.name: profile.engine.version},
         command=command,
+        grid=lay_out_grid(profile, made) if grid else None,
     )
+
+
+def emit(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Write the serving files of a report's plan into a folder. Raises NoPlanFits, NotPossible, FileProblem."""
+    from advisor.errors import NoPlanFits
+    from advisor.executor.serving import write_serving
+    from advisor.library import write_whole
+
+    if not report.plan.feasible:
+        raise NoPlanFits("there is nothing to serve: no plan satisfies the limits", hint="; ".join(report.plan.shortfall))
+    files = write_serving(report.plan, report.profile)
+    for name, text in files.items():
+        write_whole(folder / name, text)
+    return tuple(folder / name for name in files)
 
 
 def rules(overlay: str | Path | None = None) -> Rulebook:

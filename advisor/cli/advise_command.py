@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 @rules_option
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @output_option
+@click.option("--grid", "with_grid", is_flag=True, help="Estimates over many loads, for the page's sliders (HTML has them).")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
-def command(overlay: str | None, form: Format, output: str | None, **options: Any) -> int:
+def command(overlay: str | None, form: Format, output: str | None, with_grid: bool, **options: Any) -> int:
     """Look at a GPU, a model and its traffic, and say which inference optimizations to use, in which order, and why.
 
     \b
@@ -40,7 +41,7 @@ def command(overlay: str | None, form: Format, output: str | None, **options: An
     from advisor import pipeline
     from advisor.report.rendering import render
 
-    report = pipeline.advise(gather(options), overlay=overlay, command=tuple(sys.argv[1:]))
+    report = pipeline.advise(gather(options), overlay=overlay, command=tuple(sys.argv[1:]), grid=form == "html" or with_grid)
     to_terminal = form == "text" and not output and sys.stdout.isatty()
     width = min(shutil.get_terminal_size((80, 24)).columns, 100) if to_terminal else 80
     show(render(report, form, width=width, color=to_terminal), output)
