@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +11,11 @@ from advisor.errors import NotPossible
 from advisor.estimator.batching import static_idle_share
 from advisor.estimator.deployment import estimate
 from advisor.estimator.memory import kv_bytes, parts, sequence_bytes, weight_bytes
+from advisor.estimator.speculation import LONGEST_DRAFT, METHODS, Outlook, best, expected_tokens
 from advisor.reasoner.baseline import baseline_deployment, checkpoint_format, load_of
 from advisor.reasoner.support import lookup
 from advisor.reasoner.vocabulary import FIT_FORMATS, GAIN_FORMATS
-from advisor.types import Deployment, Estimate, Load, Profile, Scalar, WeightFormat
+from advisor.types import Deployment, Draft, Estimate, Load, Model, Profile, Scalar, WeightFormat
 
 COMPUTE_FORMATS: tuple[tuple[WeightFormat, ...], ...] = (("nvfp4",), ("fp8", "fp8_rowwise", "fp8_block", "int8_sq"))
 """formats in which the tensor cores multiply at that width, narrowest first; weight-only formats are not among them"""
@@ -79,6 +80,30 @@ class Estimates:
         return sequence_bytes(memory, self.load.isl + self.load.osl) / memory.capacity
 
     @cached_property
+    def drafting(self) -> tuple[Outlook, float] | None:
+        """The best speculation that model and engine have, and the requests in flight per replica that it was judged at.
+
+        On the baseline; where that does not fit, with the narrowest native weights in its place, then with 4-bit ones.
+        N-grams only with a measured acceptance: the published ones are those of texts that repeat themselves.
+        """
+        profile, baseline = self.profile, self.baseline
+        model = with_measured_acceptance(profile.model, profile.measured)
+        methods = tuple(
+            method
+            for method in METHODS
+            if supported(profile, "speculation", method) != "impossible"
+            and (method != "ngram" or profile.measured.get("ngram_acceptance") is not None)
+        )
+        first = baseline.weights if self._knows_checkpoint else None
+        for weights in (first, self.narrowest[0], "int4_awq"):
+            deployment = baseline.model_copy(update={"weights": weights})
+            made = self._estimate(deployment, self.load) if weights is not None else None
+            if made is not None and made.fits and made.concurrency is not None:
+                found = best(model, profile.gpu, deployment, self.load, profile.engine, methods)
+                return None if found is None else (found, made.concurrency / baseline.replicas)
+        return None
+
+    @cached_property
     def narrowest(self) -> tuple[WeightFormat | None, Estimate | None]:
         """The narrowest weights that compute natively, and the deployment with them over all GPUs."""
         profile = self.profile
@@ -90,6 +115,25 @@ class Estimates:
             tensor, stages = tensor * 2, stages // 2
         spread = {"tensor_parallel": tensor, "pipeline_parallel": stages, "replicas": 1}
         return found, self.of(weights=found, kv_cache="bf16", **spread)
+
+
+def with_measured_acceptance(model: Model, measured: Mapping[str, Scalar]) -> Model:
+    """The model whose drafts are accepted as often as was measured: `acceptance` for its own, `ngram_acceptance` for n-grams."""
+    own, ngram = measured.get("acceptance"), measured.get("ngram_acceptance")
+    drafts = list(model.drafts)
+    if own is not None:
+        if model.mtp_layers and all(draft.method != "mtp" for draft in drafts):
+            drafts.append(Draft(method="mtp"))
+        drafts = [draft.model_copy(update=_accepted(float(own))) if draft.method != "ngram" else draft for draft in drafts]
+    if ngram is not None:
+        drafts = [draft for draft in drafts if draft.method != "ngram"]
+        drafts.append(Draft(method="ngram").model_copy(update=_accepted(float(ngram))))
+    return model.model_copy(update={"drafts": tuple(drafts)})
+
+
+def _accepted(acceptance: float) -> dict[str, Scalar]:
+    length = expected_tokens(acceptance, LONGEST_DRAFT)
+    return {"draft_len": LONGEST_DRAFT, "acceptance_length": length, "source": "measured"}
 
 
 def supported(profile: Profile, kind: Any, name: str) -> Scalar:
@@ -198,6 +242,15 @@ def _batch(every: Estimates) -> float | None:
     return None if made is None or made.concurrency is None else made.concurrency / every.baseline.replicas
 
 
+def _drafting(get: Callable[[Outlook, float], Scalar]) -> Getter:
+    return lambda every: None if every.drafting is None else get(*every.drafting)
+
+
+def _break_even(every: Estimates) -> float | None:
+    """Per replica, as the batch is."""
+    return None if every.drafting is None else every.drafting[0].break_even_concurrency / every.baseline.replicas
+
+
 def _fit(name: str, **changes: Any) -> dict[str, Getter]:
     return {
         f"fit.{name}.max_concurrency": lambda every: _room(every.of(**changes)),
@@ -230,6 +283,11 @@ ESTIMATED: dict[str, Getter] = {
     "fit.native.weights": lambda every: every.narrowest[0],
     "fit.native.weight_share": lambda every: _weight_share(every.narrowest[1]),
     "fit.native.coverage": lambda every: _ratio(_room(every.narrowest[1]), every.concurrency),
+    "speculation.best_method": _drafting(lambda outlook, _: outlook.speculation.method),
+    "speculation.best_draft_len": _drafting(lambda outlook, _: outlook.speculation.draft_len),
+    "speculation.gain": _drafting(lambda outlook, _: outlook.gain),
+    "speculation.batch": _drafting(lambda _, batch: batch),
+    "speculation.break_even_concurrency": _break_even,
     "gain.fp8_kv": _gain(kv_cache="fp8"),
     "gain.int4_over_fp8": lambda every: _ratio(_throughput(every.of(weights="int4_awq")), _throughput(every.of(weights="fp8"))),
     **{f"gain.{name}": _gain(weights=name) for name in GAIN_FORMATS},

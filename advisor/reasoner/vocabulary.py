@@ -194,10 +194,22 @@ _BASELINE: tuple[_Row, ...] = (
     ),
 )
 _SPECULATION: tuple[_Row, ...] = (
-    ("best_method", "method", "", "the fastest method that this model has a draft for"),
-    ("best_draft_len", "whole", "tokens", "draft length at which it is fastest at the baseline's batch"),
-    ("gain", "number", "", "expected speed-up of the decode at the baseline's batch with the best method; 1 is none"),
-    ("break_even_concurrency", "number", "requests", "concurrency per replica above which it no longer gains"),
+    (
+        "best_method",
+        "method",
+        "",
+        "the fastest method that the model has a draft for and the engine does not exclude; n-grams once measured",
+    ),
+    ("best_draft_len", "whole", "tokens", "draft length at which it is fastest at speculation.batch"),
+    ("gain", "number", "", "expected speed-up of the decode at speculation.batch with the best method; 1 is none"),
+    (
+        "batch",
+        "number",
+        "requests",
+        "requests in flight at once, per replica, at which speculation is judged: baseline.batch; where the baseline does"
+        " not fit, that with the narrowest native weights, then with 4-bit ones",
+    ),
+    ("break_even_concurrency", "number", "requests", "requests in flight, per replica, above which it no longer gains"),
 )
 _MEASURED: tuple[_Row, ...] = (
     ("accuracy_loss_pct", "number", "%", "loss on the goal's metric against the unquantized model"),
@@ -243,7 +255,7 @@ _FIND_OUT = {
     "baseline": _ESTIMATED,
     "fit": _ESTIMATED,
     "gain": "there is none where either of the two does not fit; else " + _ESTIMATED,
-    "speculation": "there is none without a draft; else measure the acceptance and give it with --measured",
+    "speculation": "there is none without a draft; replay recorded outputs for n-grams and give ngram_acceptance with --measured",
     "measured": "advise apply measures it; or give --measured FILE.json",
 }
 _BASES: dict[str, Basis | Literal["profile"]] = {
