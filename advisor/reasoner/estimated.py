@@ -11,7 +11,7 @@ from advisor.errors import NotPossible
 from advisor.estimator.batching import static_idle_share
 from advisor.estimator.deployment import estimate
 from advisor.estimator.memory import kv_bytes, parts, sequence_bytes, weight_bytes
-from advisor.estimator.speculation import LONGEST_DRAFT, METHODS, Outlook, best, expected_tokens
+from advisor.estimator.speculation import METHODS, Outlook, best
 from advisor.reasoner.baseline import baseline_deployment, checkpoint_format, load_of
 from advisor.reasoner.support import lookup
 from advisor.reasoner.vocabulary import FIT_FORMATS, GAIN_FORMATS
@@ -118,7 +118,7 @@ class Estimates:
 
 
 def with_measured_acceptance(model: Model, measured: Mapping[str, Scalar]) -> Model:
-    """The model whose drafts are accepted as often as was measured: `acceptance` for its own, `ngram_acceptance` for n-grams."""
+    """The model with drafts that are accepted as often as was measured, its own (acceptance) and n-grams (ngram_acceptance)."""
     own, ngram = measured.get("acceptance"), measured.get("ngram_acceptance")
     drafts = list(model.drafts)
     if own is not None:
@@ -132,8 +132,8 @@ def with_measured_acceptance(model: Model, measured: Mapping[str, Scalar]) -> Mo
 
 
 def _accepted(acceptance: float) -> dict[str, Scalar]:
-    length = expected_tokens(acceptance, LONGEST_DRAFT)
-    return {"draft_len": LONGEST_DRAFT, "acceptance_length": length, "source": "measured"}
+    """A step that drafts one token gives 1 + acceptance tokens."""
+    return {"draft_len": 1, "acceptance_length": 1 + acceptance, "source": "measured"}
 
 
 def supported(profile: Profile, kind: Any, name: str) -> Scalar:

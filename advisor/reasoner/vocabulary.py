@@ -255,7 +255,7 @@ _FIND_OUT = {
     "baseline": _ESTIMATED,
     "fit": _ESTIMATED,
     "gain": "there is none where either of the two does not fit; else " + _ESTIMATED,
-    "speculation": "there is none without a draft; replay recorded outputs for n-grams and give ngram_acceptance with --measured",
+    "speculation": "there is none without a draft; for n-grams give ngram_acceptance, replayed over outputs, with --measured",
     "measured": "advise apply measures it; or give --measured FILE.json",
 }
 _BASES: dict[str, Basis | Literal["profile"]] = {
