@@ -1,7 +1,7 @@
 """Time of attention: decode reads the cache, prefill multiplies.
 
     decode  t = t0 + t1 S/(S + S1) + (bytes^p + flops^p)^(1/p)       S the context, at least smin
-    prefill t = t0 + flops/(P ec S/(S + s0)) + q bytes/BW
+    prefill t = t0 + 4 pairs heads (D + d0)/(P ec) (1 + s0/S) + q bytes/BW     D the head's width; d0: the softmax beside it
 
 t0, t1 in microseconds; efficiencies fitted per GPU and cache format (profiles/constants).
 """
@@ -69,21 +69,32 @@ def attention(constants: Constants, model: Model, kv_cache: KvFormat, parts: int
         query = model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim + model.mla.v_head_dim
         bytes_token, flops_token = width * KV_BYTES[kv_cache], 2.0 * heads * (width + model.mla.kv_lora_rank)
         pair = 2.0 * heads * query
-        s1, smin = 0.0, 1.0
+        stored = 2.0 * heads * (query + model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim + model.mla.v_head_dim)
+        smin = 64.0
     else:
         vector = _pick(constants, "attention_decode", kv)
         context = _pick(constants, "attention_prefill", f"bf16_{kv}")
         kv_heads = -(-model.kv_heads // parts)
         bytes_token = 2.0 * kv_heads * model.head_dim * KV_BYTES[kv_cache]
         flops_token = 4.0 * heads * model.head_dim
-        pair = flops_token
-        s1, smin = vector["s1"], vector["smin"]
+        pair = 4.0 * heads * (model.head_dim + context["d0"])
+        stored = 4.0 * (heads + kv_heads) * model.head_dim
+        smin = vector["smin"]
     return Attention(
-        t0=vector["t0_us"] * 1e-6, t1=vector["t1_us"] * 1e-6, s1=s1, smin=smin, power=vector["p"], inverse=1 / vector["p"],
-        byte_time=bytes_token / (bandwidth * vector["eb"]), flop_time=flops_token / (peak * vector["ec"]),
-        prefill_t0=context["t0_us"] * 1e-6, prefill_s0=context["s0"], prefill_pair=pair / (peak * context["ec"]),
-        prefill_token=context["q"] * 2.0 * (2 * heads * model.head_dim) / bandwidth, window=window,
-    )  # fmt: skip
+        t0=vector["t0_us"] * 1e-6,
+        t1=vector["t1_us"] * 1e-6,
+        s1=vector["s1"],
+        smin=smin,
+        power=vector["p"],
+        inverse=1 / vector["p"],
+        byte_time=bytes_token / (bandwidth * vector["eb"]),
+        flop_time=flops_token / (peak * vector["ec"]),
+        prefill_t0=context["t0_us"] * 1e-6,
+        prefill_s0=context["s0"],
+        prefill_pair=pair / (peak * context["ec"]),
+        prefill_token=context["q"] * stored / bandwidth,
+        window=window,
+    )
 
 
 def _pick(constants: Constants, op: str, form: str) -> dict[str, float]:

@@ -20,6 +20,8 @@ class Constants(NamedTuple):
     """Peaks in bytes/s and FLOP/s (None: no such unit, or not known), and the fitted vectors by op and format."""
 
     gpu: str
+    own: str | None
+    """the id of the GPU asked for"""
     fitted: bool
     """False: constants of another GPU with this one's own peaks"""
     bandwidth: float
@@ -61,7 +63,7 @@ def constants_of(gpu: Gpu) -> Constants | None:
         bandwidth = (gpu.bandwidth_gb_s or 0.0) * 1e9
     if not bandwidth or not rates["bf16"]:
         return None
-    return Constants(name, fitted, bandwidth, rates, data, gpu.link, (gpu.link_gb_s or 0.0) * 1e9)
+    return Constants(name, gpu.id, fitted, bandwidth, rates, data, gpu.link, (gpu.link_gb_s or 0.0) * 1e9)
 
 
 def _scaled(tflops: float | None) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from advisor.errors import NotPossible
 from advisor.estimator import batching
 from advisor.estimator.constants import Constants, constants_of
+from advisor.estimator.engines import runtime_of
 from advisor.estimator.memory import GIB, Parts, most_sequences, parts, ranks, sequence_bytes
 from advisor.estimator.step_time import StepParts, StepTime, step_time
 from advisor.types import Basis, Bound, BoundBy, Deployment, Engine, Estimate, Gpu, Load, Memory, Model
@@ -49,7 +50,8 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     elif slots < 1:
         return _too_large(memory, load, notes)
     most = None if slots is None else slots * deployment.replicas
-    limit = min(ready.batch, slots if slots is not None else ready.batch)
+    width = deployment.tensor_parallel if deployment.attention_dp else 1
+    limit = min(ready.batch * width, slots if slots is not None else ready.batch * width)
     if step is None:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
         return _only_memory(memory, load, most, limit, notes)
@@ -61,14 +63,15 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     key = (
         id(model), id(gpu), deployment.tensor_parallel, deployment.pipeline_parallel, deployment.expert_parallel,
         deployment.attention_dp, deployment.weights, deployment.kv_cache, deployment.max_batch_size,
-        deployment.max_num_tokens, deployment.keep_high_precision, engine.name,
+        deployment.max_num_tokens, deployment.keep_high_precision, engine.name, engine.version, deployment.cuda_graphs,
     )  # fmt: skip
     found = CACHED.get(key)
     if found is not None:  # the entry keeps model and gpu alive, so their ids cannot be taken by others
         return found
     check(model, gpu, deployment)
-    tokens = deployment.max_num_tokens or DEFAULT_TOKENS
-    batch = deployment.max_batch_size or DEFAULT_BATCH
+    host = runtime_of(engine, gpu.id)
+    tokens = deployment.max_num_tokens or host.tokens
+    batch = deployment.max_batch_size or host.batch
     constants = constants_of(gpu)
     step = step_time(constants, model, deployment, engine) if constants is not None else None
     made = Prepared(model, gpu, parts(model, gpu, deployment, engine, tokens, batch), constants, step, tokens, batch)
@@ -216,8 +219,14 @@ def _assemble(
     if not ready.constants.fitted:
         notes.append(f"no measurements of this GPU: constants of {ready.constants.gpu} with this GPU's own peaks")
     width = ready.step.width if deployment.attention_dp else 1
-    numbers: dict[str, Any] = {"ttft_ms": ttft, "itl_ms": itl, "output_tokens_per_s": rate, "output_tokens_per_s_per_gpu": rate / gpus,
-               "request_latency_ms": None if ttft is None else ttft + max(load.osl - 1, 0) * itl}  # fmt: skip
+    latency = None if ttft is None else ttft + max(load.osl - 1, 0) * itl
+    numbers: dict[str, Any] = {
+        "ttft_ms": ttft,
+        "itl_ms": itl,
+        "output_tokens_per_s": rate,
+        "output_tokens_per_s_per_gpu": rate / gpus,
+        "request_latency_ms": latency,
+    }
     known = {name: value for name, value in numbers.items() if value is not None}
     basis: dict[str, Basis] = {**_memory_basis(), **dict.fromkeys(known, "published")}
     return Estimate.model_construct(

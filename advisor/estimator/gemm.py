@@ -42,9 +42,9 @@ class Gemm(NamedTuple):
         return float(self.fixed + self.linear * m + (compute**self.power + memory**self.power) ** self.inverse)
 
 
-def gemm(constants: Constants, weights: WeightFormat, k: float, n: float, bits: float, dynamic: bool = False) -> Gemm:
+def gemm(constants: Constants, weights: WeightFormat, k: float, n: float, bits: float, fused_fp4: float = 0.5) -> Gemm:
     """The coefficients of a [K, N] matrix with `bits` per weight."""
-    vector, peak, slower = _vector(constants, weights)
+    vector, peak, slower = _vector(constants, weights, fused_fp4)
     bandwidth = constants.bandwidth
     rate = peak * vector["ec"] * slower
     return Gemm(
@@ -59,7 +59,7 @@ def gemm(constants: Constants, weights: WeightFormat, k: float, n: float, bits: 
     )
 
 
-def _vector(constants: Constants, weights: WeightFormat) -> tuple[Mapping[str, Any], float, float]:
+def _vector(constants: Constants, weights: WeightFormat, fused_fp4: float) -> tuple[Mapping[str, Any], float, float]:
     """The fitted vector, the peak it is relative to, and a factor on compute where the format is emulated."""
     op, unit = FORM[weights]
     table = constants.ops["gemm"]
@@ -68,8 +68,14 @@ def _vector(constants: Constants, weights: WeightFormat) -> tuple[Mapping[str, A
         vector = table[op]
         if weights == "fp8":  # the fitted table includes a dynamic per-tensor quantization; static scales do without
             quantize = constants.ops.get("quantize", {})
-            saved = sum(v["t0_us"] for v in quantize.values())
-            vector = {**vector, "t0_us": max(1.0, vector["t0_us"] - saved), "q": max(0.0, vector["q"] - 2.5)}
+            vector = {
+                **vector,
+                "t0_us": max(1.0, vector["t0_us"] - sum(v["t0_us"] for v in quantize.values())),
+                "q": max(0.0, vector["q"] - sum(v["passes"] for v in quantize.values())),
+            }
+        if weights == "nvfp4":
+            plain = table["bf16"]
+            vector = {**vector, **{key: vector[key] + fused_fp4 * min(0.0, plain[key] - vector[key]) for key in ("t0_us", "q")}}
         return vector, peak, 1.0
     bf16 = constants.peaks["bf16"]
     assert bf16 is not None

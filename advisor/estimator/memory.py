@@ -6,21 +6,14 @@ import math
 from typing import NamedTuple
 
 from advisor.errors import NotPossible
+from advisor.estimator.engines import runtime_of
 from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, matrices
 from advisor.types import Deployment, Engine, Gpu, KvFormat, Load, Model
 
 GIB = float(2**30)
 KV_BYTES: dict[str, float] = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "nvfp4": 0.5 + 1 / 16}
-BLOCK_TOKENS = {"tensorrt-llm": 32, "vllm": 16, "sglang": 1}
-"""tokens per KV block: TensorRT-LLM 1.x tokens_per_block=32, vLLM block_size=16, SGLang page_size=1 (their defaults)"""
-RUNTIME_BYTES = 3.5 * GIB
-"""CUDA context, libraries, CUDA graphs, sampler buffers: aiconfigurator-core 0.12.0 systems/*.yaml other_mem (3758096384)"""
 COLLECTIVE_BYTES = 0.36e9
 """NCCL buffers of one group of 2 to 8 GPUs: aiconfigurator-core 0.12.0 systems/*.yaml nccl_mem (358612992 to 411041792)"""
-CACHE_SHARE = 0.9
-"""of the memory left after loading that TensorRT-LLM gives to the KV cache: KvCacheConfig.free_gpu_memory_fraction"""
-UTILIZATION = 0.9
-"""of all memory that vLLM uses: gpu_memory_utilization"""
 
 
 class Parts(NamedTuple):
@@ -169,22 +162,25 @@ def parts(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine, max_nu
     """The memory ledger of one GPU of one replica."""
     weights = weight_bytes(model, deployment)
     activations = activation_bytes(model, deployment, max_num_tokens, max_batch)
-    runtime = RUNTIME_BYTES + (COLLECTIVE_BYTES if ranks(deployment) > 1 else 0.0)
+    host = runtime_of(engine, gpu.id)
+    runtime = host.runtime_gib * GIB + (COLLECTIVE_BYTES if ranks(deployment) > 1 else 0.0)
     capacity = gpu.memory_gib * GIB if gpu.memory_gib is not None else None
     cache = None
     if capacity is not None:
-        if engine.name == "tensorrt-llm":
+        if host.shares_left:
             left = capacity - weights - activations - runtime
-            cache = left * CACHE_SHARE if left > 0 else left
+            cache = left * host.cache_share if left > 0 else left
         else:
-            cache = capacity * UTILIZATION - weights - activations - runtime
+            cache = capacity * host.cache_share - weights - activations - runtime
     tp, pp = (1 if deployment.attention_dp else deployment.tensor_parallel), deployment.pipeline_parallel
     heads = 1.0 if model.mla is not None else math.ceil(model.kv_heads / tp) / model.kv_heads
     mine = heads * (math.ceil(model.layers / pp) / model.layers)
     return Parts(
         weights, activations, runtime, capacity, cache,
-        _global_bytes(model, deployment.kv_cache) * mine, _local_bytes(model, deployment.kv_cache) * mine, state_bytes(model) / tp / pp,
-        float(model.window.size) if model.window else math.inf, BLOCK_TOKENS[engine.name],
+        _global_bytes(model, deployment.kv_cache) * mine,
+        _local_bytes(model, deployment.kv_cache) * mine,
+        state_bytes(model) / tp / pp,
+        float(model.window.size) if model.window and host.window_cache else math.inf, host.block,
     )  # fmt: skip
 
 

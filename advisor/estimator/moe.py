@@ -1,9 +1,9 @@
 """Time of a mixture-of-experts layer on one GPU.
 
-    t = t0 + (C^p + B^p)^(1/p) + q 2 M k H / BW
+    t = t0 + t1 local experts + (C^p + B^p)^(1/p) + q 2 rows H / BW
     C = 2 * matrices * H * I * (rows + pad * touched) / (P ec);  B = touched * bytes of one expert / (BW eb)
     touched = E (1 - exp(-al M k / E)): the experts that M tokens with k choices each wake up
-    rows: M k choices, more on the busiest rank under expert parallelism: ep^be
+    rows = M min(k / ep^(1-be), local): the choices that land on the busiest of ep ranks
 
 Constants per GPU and format in profiles/constants.
 """
@@ -49,22 +49,27 @@ class Experts(NamedTuple):
         return float(self.t0 + (compute**self.power + memory**self.power) ** self.inverse + m * self.choices * self.token_time)
 
 
-def experts(constants: Constants, model: Model, moe: Moe, weights: WeightFormat, bits: float, ep: int, tp: int) -> Experts:
+def experts(
+    constants: Constants, model: Model, moe: Moe, weights: WeightFormat, bits: float, ep: int, tp: int, gen: bool = False
+) -> Experts:
     """The coefficients with the experts divided over `ep` ranks and each expert's width over `tp`."""
     op, unit = FORM[weights]
     if unit == "bf16" and op == "mxfp4" and (constants.peaks.get("fp4") or 0) > 0 and "mxfp4_fp8" in constants.ops["moe"]:
         op, unit = "mxfp4_fp8", "fp8"
     table = constants.ops["moe"]
+    if gen and f"{op}_gen" in table:
+        op = f"{op}_gen"
     if op not in table or not constants.peaks.get(unit):
         op, unit = "bf16", "bf16"
     vector, peak = table[op], constants.peaks[unit]
     assert peak is not None
     width = moe.intermediate / tp
-    elements = (3 if model.gated_mlp else 2) * model.hidden * width
+    hidden = moe.hidden or model.hidden
+    elements = (3 if model.gated_mlp else 2) * hidden * width
     local = moe.experts / ep
-    choices = moe.active / ep * ep ** vector["be"] if ep > 1 else float(moe.active)
+    choices = min(moe.active / ep ** (1 - vector["be"]), moe.active, local)
     return Experts(
-        t0=vector["t0_us"] * 1e-6, choices=min(choices, float(moe.active)), local=local,
+        t0=vector["t0_us"] * 1e-6 + vector["t1_ns"] * 1e-9 * local, choices=choices, local=local,
         wake=vector["al"] * moe.active / moe.experts, pad=vector["pad"], row_time=2 * elements / (peak * vector["ec"]),
         expert_time=elements * bits / 8 / (constants.bandwidth * vector["eb"]), power=vector["p"], inverse=1 / vector["p"],
         token_time=vector["q"] * 2.0 * model.hidden / constants.bandwidth,

@@ -1,6 +1,6 @@
 """Time of collectives between the GPUs of one replica.
 
-    t = t0 + 2 (n-1)/n bytes / bandwidth + t1 x/(1 + x),  x = bytes / b1        all-reduce; all-gather without the 2
+    t = t0 + bytes / bandwidth + t1 bytes / (bytes + b1)        bandwidth: bytes of the whole message per second
 
 Fitted per GPU and group size. Over PCIe the fitted table of L40S is 3 to 9 times too slow (facts/estimator.md, 2); there
 45 % of the bus, the value that the RTX PRO 6000's own table implies (0.38 to 0.58), is used.
@@ -49,7 +49,7 @@ def _collective(constants: Constants, op: str, n: int, passes: float) -> Collect
     if n <= 1:
         return NONE
     traffic = passes * (n - 1) / n
-    if constants.link == "pcie" or (constants.link is None and constants.gpu == "l40s"):
+    if (constants.link == "pcie" and not constants.fitted) or constants.gpu == "l40s":
         bus = constants.link_bytes or 32e9
         return Collective(10e-6 * passes, traffic / (bus * PCIE_SHARE), 0.0, 1.0)
     table = constants.ops.get(op, {})
@@ -57,4 +57,4 @@ def _collective(constants: Constants, op: str, n: int, passes: float) -> Collect
     if key is None:
         return Collective(10e-6, traffic / ((constants.link_bytes or 32e9) * LINK_SHARE), 0.0, 1.0)
     vector = table[key]
-    return Collective(vector["t0_us"] * 1e-6, traffic / (vector["gb_s"] * 1e9), vector["t1_us"] * 1e-6, vector["b1_mb"] * 1e6)
+    return Collective(vector["t0_us"] * 1e-6, 1.0 / (vector["gb_s"] * 1e9), vector["t1_us"] * 1e-6, vector["b1_mb"] * 1e6)

@@ -47,6 +47,7 @@ def matrices(model: Model) -> tuple[Matrix, ...]:
     found = [*_attention(model), *_mlp(model)]
     if model.recurrent is not None:
         found.append(_recurrent(model))
+    found += _beyond(model, found)
     found.append(Matrix("model.embed_tokens", "embedding", model.vocab, model.hidden, 1, "in"))
     if not model.tied_embeddings:
         found.append(Matrix("lm_head", "lm_head", model.hidden, model.vocab, 1, "out"))
@@ -54,6 +55,23 @@ def matrices(model: Model) -> tuple[Matrix, ...]:
     if rest > 0:
         found.append(Matrix("other", "other", 1, rest, 1, "none"))
     return tuple(found)
+
+
+def _beyond(model: Model, found: list[Matrix]) -> list[Matrix]:
+    """What the checkpoint's parts hold beyond the matrices found: output gates, indexers, latent projections."""
+    extra = []
+    pairs: tuple[tuple[str, Group], ...] = (
+        ("attention", "attention"), ("recurrent", "recurrent"), ("mlp", "mlp"), ("shared_experts", "shared"),
+    )  # fmt: skip
+    for part, group in pairs:
+        missing = model.params_by_part.get(part, 0) - sum(matrix.elements for matrix in found if matrix.group == group)
+        layers = {"attention": model.attention_layers, "recurrent": model.recurrent.layers if model.recurrent else 0}.get(
+            part, model.mlp_layers
+        )
+        if layers and missing > 0.02 * model.params_by_part.get(part, 0):
+            width = round(missing / layers / model.hidden)
+            extra.append(Matrix(f"model.layers.*.{part}.more", group, model.hidden, width, layers, "out"))
+    return extra
 
 
 def _attention(model: Model) -> list[Matrix]:

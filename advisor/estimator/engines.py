@@ -1,0 +1,94 @@
+"""What a serving engine adds to the GPU's own work, by release: host time, gaps between kernels, memory it keeps.
+
+Data: profiles/constants/_engines.yaml, fitted by benchmarks/fit.py on published measurements, in cross-validation by
+whole groups (docs/accuracy.md). A release takes the last entry whose `from` it reaches.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, NamedTuple
+
+from advisor import library
+from advisor.types import Engine
+
+
+class Runtime(NamedTuple):
+    """Constants of one engine release. Times in microseconds, memory in GiB."""
+
+    name: str
+    sequence_us: float
+    """host and sampling time per sequence in flight and step"""
+    waiting_us: float
+    """host time per sequence of the whole engine and step, in the step or not (other pipeline stages' micro-batches)"""
+    step_us: float
+    """host time per step"""
+    layer_us: float
+    """gaps between the kernels of a layer and its element-wise kernels, with CUDA graphs"""
+    passes: float
+    """times that element-wise kernels read or write a token's residual stream, per layer"""
+    overlap: float
+    """1: host and GPU work add up; larger: they overlap, (gpu^overlap + host^overlap)^(1/overlap)"""
+    runtime_gib: float
+    """CUDA context, libraries, graphs and buffers"""
+    cache_share: float
+    """of the memory left (TensorRT-LLM) or of all memory (vLLM, SGLang) that is used"""
+    shares_left: bool
+    block: int
+    """tokens per KV block"""
+    tokens: int
+    """default tokens per step"""
+    batch: int
+    """default sequences per step"""
+    eager_layer_us: float
+    """added to layer_us without CUDA graphs: launching a layer's kernels one by one"""
+    dp_prefill: float
+    """attention-DP: part of a step's prompt work that the other ranks wait for, 0 to 1"""
+    window_attention: bool
+    """whether sliding-window layers attend only to their window"""
+    window_cache: bool
+    """whether the cache of a sliding-window layer is only as long as its window by default"""
+    gen_moe: bool
+    """whether MoE runs NVIDIA's generated Blackwell kernels (moe_backend TRTLLM) rather than CUTLASS"""
+    fused_fp4: float
+    """share of the activation quantization in the NVFP4 kernel table that the engine fuses away"""
+
+
+@cache
+def _entries() -> dict[str, Any]:
+    data = library.profile("constants", "_engines")
+    assert isinstance(data, dict)
+    return data
+
+
+@cache
+def runtime(name: str, version: str, host: str) -> Runtime:
+    """The constants of an engine release on a host CPU ("x86" or "grace")."""
+    entries = _entries()[name]
+    number = _number(version)
+    chosen: dict[str, Any] = {}
+    for entry in entries:
+        if number >= _number(str(entry.get("from", "0"))):
+            chosen = {**chosen, **entry}
+    slower = chosen.get("grace_factor", 1.0) if host == "grace" else 1.0
+    values = {field: chosen[field] for field in Runtime._fields if field != "name"}
+    values["sequence_us"] *= slower
+    values["step_us"] *= slower
+    values["waiting_us"] *= slower
+    return Runtime(name=name, **values)
+
+
+def host_of(gpu: str | None) -> str:
+    """The CPU beside a GPU: Grace for GH200, GB200, GB300 and GB10, else x86."""
+    return "grace" if gpu in _entries()["grace"] else "x86"
+
+
+def runtime_of(engine: Engine, gpu: str | None) -> Runtime:
+    """The constants of this engine beside this GPU."""
+    return runtime(engine.name, engine.version, host_of(gpu))
+
+
+def _number(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(?:\.\d+)*", version.strip())
+    return tuple(int(part) for part in found.group().split(".")) if found else (0,)

@@ -1,0 +1,311 @@
+"""Fits the op constants of profiles/constants from measured kernel times.
+
+    python benchmarks/fit_operations.py TABLES [GPU ...]
+
+TABLES: the folder systems/data of an installed aiconfigurator-core 0.12.0 (Apache-2.0, NVIDIA); its parquet tables hold
+kernel times per GPU, shape and format. Needs numpy, scipy and pyarrow (development only). The forms are those of
+advisor/estimator (gemm, attention, moe, recurrent, network); the error minimised is the logarithm of predicted/measured with
+a soft-L1 loss, so that a few badly tuned kernels do not pull the fit. Nothing that scores the estimator is read here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import yaml
+from scipy.optimize import least_squares
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {
+    "a100-sxm-80gb": "a100_sxm", "l40s": "l40s", "h100-sxm-80gb": "h100_sxm", "h200-sxm-141gb": "h200_sxm", "b200": "b200_sxm",
+    "gb200": "gb200", "b300": "b300_sxm", "gb300": "gb300", "rtx-pro-6000-blackwell-server": "rtx_pro_6000_server",
+}  # fmt: skip
+CACHE_BYTES = {"l40s": 96e6, "rtx-pro-6000-blackwell-server": 128e6}
+"""L2 caches large enough to hold the operands of most rows of the tables, which in serving come from device memory"""
+NEWEST = ("1.3.0rc20", "1.0.0")
+Rows = dict[str, Any]
+Form = Callable[..., Any]
+
+
+def gemm(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
+    """advisor/estimator/gemm.py"""
+    t0, ec, eb, a0, q, p, kk = x
+    m, n, k = r["m"], r["n"], r["k"]
+    compute = 2 * k * (m * n + a0 * 128 * np.minimum(m, 128)) / (peak * ec)
+    memory = (n * k * width + 2 * m * n) / (bandwidth * eb)
+    return t0 * 1e-6 + kk * 1e-9 * k + (compute**p + memory**p) ** (1 / p) + q * 2 * m * k / bandwidth
+
+
+def attention_decode(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
+    """advisor/estimator/attention.py, decode"""
+    t0, t1, s1, eb, ec, p, smin = x
+    s = np.maximum(r["step"], smin)
+    memory = 2 * r["batch_size"] * s * r["num_key_value_heads"] * r["head_dim"] * width / (bandwidth * eb)
+    compute = 4 * r["batch_size"] * s * r["num_heads"] * r["head_dim"] / (peak * ec)
+    return t0 * 1e-6 + t1 * 1e-6 * s / (s + s1) + (memory**p + compute**p) ** (1 / p)
+
+
+def attention_prefill(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
+    """advisor/estimator/attention.py, prefill"""
+    t0, ec, s0, q, d0 = x
+    s, heads = r["isl"], r["num_heads"]
+    pairs = 2 * r["batch_size"] * s * s * heads * (r["head_dim"] + d0) / (peak * ec) * (1 + s0 / s)
+    return t0 * 1e-6 + pairs + q * 2 * r["batch_size"] * s * 2 * (heads + r["num_key_value_heads"]) * r["head_dim"] / bandwidth
+
+
+def moe(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
+    """advisor/estimator/moe.py"""
+    t0, ec, eb, p, pad, al, q, be, t1 = x
+    m, h, k = r["num_tokens"], r["hidden_size"], r["topk"]
+    element, local = 3 * h * r["inter_size"] / r["moe_tp_size"], r["num_experts"] / r["moe_ep_size"]
+    touched = local * (1 - np.exp(-al * m * k / r["num_experts"]))
+    rows = m * np.minimum(k / r["moe_ep_size"] ** (1 - be), np.minimum(k, local))
+    compute = 2 * element * (rows + pad * touched) / (peak * ec)
+    memory = touched * element * width / (bandwidth * eb)
+    return t0 * 1e-6 + t1 * 1e-9 * local + (compute**p + memory**p) ** (1 / p) + q * 2 * rows * h / bandwidth
+
+
+def mla_decode(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
+    """advisor/estimator/attention.py, decode, of a cache of 576 elements per token (DeepSeek's)"""
+    t0, t1, s1, eb, ec, p = x
+    s = np.maximum(r["step"], 64)
+    memory = r["batch_size"] * s * 576 * width / (bandwidth * eb)
+    compute = 2 * r["batch_size"] * s * r["num_heads"] * (576 + 512) / (peak * ec)
+    return t0 * 1e-6 + t1 * 1e-6 * s / (s + s1) + (memory**p + compute**p) ** (1 / p)
+
+
+def mla_prefill(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
+    """advisor/estimator/attention.py, prefill, with 192-wide keys and 128-wide values (DeepSeek's)"""
+    t0, ec, s0, q = x
+    s, heads = r["isl"], r["num_heads"]
+    pairs = r["batch_size"] * s * s * heads * 320 / (peak * ec) * (1 + s0 / s)
+    return t0 * 1e-6 + pairs + q * 2 * r["batch_size"] * s * heads * (192 + 192 + 128 + 128) / bandwidth
+
+
+def collective(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
+    """advisor/estimator/network.py; the tables count elements of two bytes"""
+    t0, gb_s, t1, b1 = x
+    size = 2.0 * r["message_size"]
+    return t0 * 1e-6 + size / (gb_s * 1e9) + t1 * 1e-6 * size / (size + b1 * 1e6)
+
+
+def quantize(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
+    """Dynamic per-tensor FP8 quantization of an [M, K] activation, which the fp8 GEMM table includes"""
+    t0, passes = x
+    return t0 * 1e-6 + passes * 2 * r["m"] * r["k"] / bandwidth
+
+
+NAMES: dict[Form, str] = {
+    gemm: "t0_us ec eb a0 q p kk_ns", attention_decode: "t0_us t1_us s1 eb ec p smin", attention_prefill: "t0_us ec s0 q d0",
+    moe: "t0_us ec eb p pad al q be t1_ns", mla_decode: "t0_us t1_us s1 eb ec p", mla_prefill: "t0_us ec s0 q",
+    collective: "t0_us gb_s t1_us b1_mb", quantize: "t0_us passes",
+}  # fmt: skip
+BOUNDS = {
+    "t0_us": (0.1, 200), "t1_us": (0.01, 20000), "t1_ns": (0.1, 500), "kk_ns": (1e-3, 5), "ec": (0.02, 2), "eb": (0.3, 1.6),
+    "a0": (1e-3, 50), "q": (1e-3, 60), "p": (0.8, 16), "s1": (10, 500000), "smin": (1, 400), "s0": (10, 5000), "d0": (0.01, 300),
+    "pad": (1e-3, 200), "al": (0.4, 2.5), "be": (0.05, 0.9), "gb_s": (1, 2000), "b1_mb": (0.01, 200), "passes": (0.1, 10),
+}  # fmt: skip
+"""what is physically possible; keeps a term that the rows do not determine from growing without bound"""
+STARTS: dict[Form, list[list[float]]] = {
+    gemm: [[5, 0.75, 0.85, 2, 0.5, 2, 0.2], [5, 0.6, 0.85, 8, 2, 1.2, 0.5]],
+    attention_decode: [[2, 10, 100, 0.85, 0.08, 3, 150], [7, 5, 200, 0.85, 0.1, 2, 200]],
+    attention_prefill: [[15, 0.6, 500, 1.5, 20]],
+    moe: [[30, 0.6, 1.0, 1.2, 10, 1.0, 5, 0.35, 50], [30, 0.8, 1.2, 0.9, 1, 1.0, 5, 0.4, 5]],
+    mla_decode: [[14, 5, 200, 0.85, 0.6, 2]],
+    mla_prefill: [[15, 0.6, 700, 1]],
+    collective: [[4, 200, 30, 4], [4, 120, 5, 0.5]],
+    quantize: [[5, 1.5]],
+}
+
+
+def fit(form: Form, rows: Rows, peak: float, bandwidth: float, width: float) -> tuple[dict[str, float], float, float]:
+    """The vector of a form that meets the rows best; mean absolute error and bias in percent."""
+    measured = rows["latency"] * 1e-3
+    best: Any = None
+    for start in STARTS[form]:
+        low, high = np.array([BOUNDS[name] for name in NAMES[form].split()]).T
+        found = least_squares(
+            lambda z: np.log(np.maximum(form(np.exp(z), peak, bandwidth, rows, width), 1e-9) / measured),
+            np.log(np.clip(start, low * 1.01, high * 0.99)), bounds=(np.log(low), np.log(high)),
+            loss="soft_l1", f_scale=0.1, max_nfev=300,
+        )  # fmt: skip
+        if best is None or found.cost < best.cost:
+            best = found
+    error = form(np.exp(best.x), peak, bandwidth, rows, width) / measured - 1
+    vector = {name: float(f"{value:.4g}") for name, value in zip(NAMES[form].split(), np.exp(best.x), strict=True)}
+    return vector, float(np.mean(np.abs(error)) * 100), float(np.mean(error) * 100)
+
+
+def table(folder: Path, op: str, name: str, versions: Sequence[str] = NEWEST, backend: str = "trtllm") -> tuple[Any, str]:
+    """The newest table of an op as a dict of columns, and its path below `systems/data`."""
+    for version in versions:
+        path = folder / op / backend / version / f"{name}.parquet"
+        if path.is_file():
+            return parquet.read_table(path).to_pandas(), str(path.relative_to(folder.parent))
+    return None, ""
+
+
+def cold(frame: Any, moved: Any, gpu: str, bandwidth: float) -> Any:
+    """The rows whose `moved` bytes came from device memory: not faster than its bandwidth, not smaller than a large L2."""
+    keep = moved / (frame.latency * 1e-3) < 0.95 * bandwidth
+    return frame[keep & (moved >= CACHE_BYTES.get(gpu, 0.0))]
+
+
+def columns(frame: Any) -> Rows:
+    """Numeric columns as float arrays."""
+    return {c: frame[c].to_numpy(dtype=float) for c in frame.columns if frame[c].dtype.kind in "if"}
+
+
+def fit_gpu(tables: Path, gpu: str) -> str:
+    """profiles/constants/<gpu>.yaml as text."""
+    folder = tables / FOLDERS[gpu]
+    spec = yaml.safe_load((tables.parent / f"{FOLDERS[gpu]}.yaml").read_text())["gpu"]
+    bandwidth, bf16 = spec["mem_bw"], spec["bfloat16_tc_flops"]
+    peaks = {"bf16": bf16, "int8": spec.get("int8_tc_flops"), "fp8": spec.get("fp8_tc_flops"), "fp4": spec.get("fp4_tc_flops")}
+    out = [
+        "# Constants of the closed forms in advisor/estimator, fitted by benchmarks/fit_operations.py to the kernel tables of",
+        "# aiconfigurator-core 0.12.0 (Apache-2.0, NVIDIA). source: table below systems/data; error_pct: mean absolute error.",
+        f"gpu: {gpu}",
+        "peaks:  # that the efficiencies are relative to",
+        f"  bandwidth_gb_s: {bandwidth / 1e9:g}",
+    ]
+    out += [f"  {name}_tflops: {'null' if not value else f'{value / 1e12:g}'}" for name, value in peaks.items()]
+
+    def section(name: str, entries: list[tuple[str, Form, Any, str, float, float]]) -> None:
+        lines = []
+        for key, form, frame, source, peak, width in entries:
+            if frame is None or not peak:
+                continue
+            frame = frame[frame.latency > 0]
+            if len(frame) < 12:
+                continue
+            vector, error, bias = fit(form, columns(frame), peak, bandwidth, width)
+            body = ", ".join(f"{k}: {v:g}" for k, v in vector.items())
+            shown = f'"{key}"' if key.isdigit() else key
+            lines.append(
+                f"  {shown}: {{{body}, source: {source}, rows: {len(frame)}, error_pct: {error:.1f}, bias_pct: {bias:.1f}}}"
+            )
+            print(gpu, name, key, f"{error:.1f} %", f"{bias:+.1f}", flush=True)
+        if lines:
+            out.extend([f"{name}:", *lines])
+
+    d, source = table(folder, "gemm", "gemm_perf")
+    d = d[(d.n >= 256) & (d.k >= 256) & (d.k <= 16384) & (d.m <= 16384)]
+    forms = [
+        ("bf16", "bfloat16", "bf16", 2.0), ("fp8", "fp8", "fp8", 1.0), ("fp8_block", "fp8_block", "fp8", 1.0),
+        ("nvfp4", "nvfp4", "fp4", 0.5625), ("int8_wo", "int8_wo", "bf16", 1.0), ("int4", "int4_wo", "bf16", 0.53),
+        ("int8_sq", "sq", "int8", 1.0),
+    ]  # fmt: skip
+    section(
+        "gemm",
+        [
+            (key, gemm, cold(rows, rows.n * rows.k * width, gpu, bandwidth), source, peaks[unit], width)
+            for key, tag, unit, width in forms
+            for rows in [d[d.gemm_dtype == tag]]
+        ],
+    )
+
+    entries: list[tuple[str, Form, Any, str, float, float]] = []
+    for key, name in (("compute_scale", "computescale_perf"), ("scale_matrix", "scale_matrix_perf")):
+        d, source = table(folder, "quantize", name)
+        if d is not None:
+            entries.append((key, quantize, d[(d.k >= 256) & (d.k <= 16384) & (d.m <= 16384)], source, 1.0, 2.0))
+    section("quantize", entries)
+
+    d, source = table(folder, "attention", "generation_attention_perf")
+    d = d[(d.window_size == 0) & (d.head_dim.isin([64, 128])) & (d.num_heads >= 4) & (d.num_key_value_heads <= 8)]
+    d = d[(d.num_heads <= 16 * d.num_key_value_heads) & (d.step >= 63) & (d.batch_size * d.step <= 2**23)]
+    kinds = [("bf16", "bfloat16", 2.0), ("fp8", "fp8", 1.0)]
+    cache = 2 * d.batch_size * d.step * d.num_key_value_heads * d.head_dim
+    section(
+        "attention_decode",
+        [
+            (
+                k,
+                attention_decode,
+                cold(d[d.kv_cache_dtype == t], (cache * w)[d.kv_cache_dtype == t], gpu, bandwidth),
+                source,
+                bf16,
+                w,
+            )
+            for k, t, w in kinds
+        ],
+    )
+
+    d, source = table(folder, "attention", "context_attention_perf")
+    d = d[(d.window_size == 0) & (d.head_dim.isin([64, 128])) & (d.num_heads >= 4) & (d.isl >= 64)]
+    pairs = [("bf16_bf16", "bfloat16", "bfloat16"), ("bf16_fp8", "bfloat16", "fp8"), ("fp8_fp8", "fp8", "fp8")]
+    section(
+        "attention_prefill",
+        [(k, attention_prefill, d[(d.attn_dtype == a) & (d.kv_cache_dtype == c)], source, bf16, 2.0) for k, a, c in pairs],
+    )
+    section("moe", _moe_entries(folder, peaks, gpu, bandwidth))
+
+    d, source = table(folder, "mla", "generation_mla_perf")
+    if d is not None:
+        d = d[(d.step >= 63) & (d.num_heads >= 8)]
+        section("mla_decode", [(k, mla_decode, d[d.kv_cache_dtype == t], source, bf16, w) for k, t, w in kinds])
+        d, source = table(folder, "mla", "context_mla_perf")
+        d = d[(d.isl >= 64) & (d.num_heads >= 8)]
+        section("mla_prefill", [(k, mla_prefill, d[d.kv_cache_dtype == t], source, bf16, w) for k, t, w in kinds])
+
+    d, source = table(folder, "comm", "custom_allreduce_perf")
+    sizes = (2, 4, 8, 16)
+    section("all_reduce", [(str(n), collective, d[d.num_gpus == n], source, 1.0, 2.0) for n in sizes])
+    for version in ("2.29.2", "2.27.3"):
+        d, source = table(folder, "comm", "nccl_perf", (version,), "nccl")
+        if d is not None:
+            d = d[(d.op_name == "all_gather") & (d.nccl_dtype == "half")]
+            section("all_gather", [(str(n), collective, d[d.num_gpus == n], source, 1.0, 2.0) for n in sizes])
+            break
+    return "\n".join(out) + "\n"
+
+
+def _moe_entries(
+    folder: Path, peaks: dict[str, Any], gpu: str, bandwidth: float
+) -> list[tuple[str, Form, Any, str, float, float]]:
+    """Gated experts under the moderate power-law routing of the tables; only the throughput kernels."""
+    d, source = table(folder, "moe", "moe_perf")
+    vllm, vllm_source = table(folder, "moe", "moe_perf", ("0.24.0",), "vllm")
+    forms = [
+        ("bf16", "bfloat16", "bf16", 2.0), ("fp8", "fp8", "fp8", 1.0), ("fp8_block", "fp8_block", "fp8", 1.0),
+        ("nvfp4", "nvfp4", "fp4", 0.5625), ("nvfp4_gen", "nvfp4", "fp4", 0.5625), ("mxfp4", "w4a16_mxfp4", "bf16", 0.53125),
+        ("mxfp4_fp8", "w4a8_mxfp4_mxfp8", "fp8", 0.53125), ("int4", "int4_wo", "bf16", 0.53), ("w4a8", "w4afp8", "fp8", 0.53),
+    ]  # fmt: skip
+    found: list[tuple[str, Form, Any, str, float, float]] = []
+    for key, tag, unit, width in forms:
+        for frame, where in ((d, source), (vllm, vllm_source)):
+            if frame is None:
+                continue
+            rows = frame[
+                (frame.moe_dtype == tag) & (frame.moe_ep_size <= 8) & (frame.moe_tp_size <= 8) & (frame.num_experts < 512)
+            ]
+            wanted = "min_latency" if key == "nvfp4_gen" else "flow|cutlass|deepgemm|vllm|marlin|triton|flashinfer|sglang"
+            rows = rows[rows.kernel_source.str.contains(wanted) & ~rows.kernel_source.str.contains("nongated")]
+            if key != "nvfp4_gen":
+                rows = rows[~rows.kernel_source.str.contains("min_latency")]
+            if (rows.distribution == "power_law_1.01").any():
+                rows = rows[rows.distribution == "power_law_1.01"]
+            each = 3 * rows.hidden_size * rows.inter_size / rows.moe_tp_size * width * (rows.num_experts / rows.moe_ep_size)
+            rows = cold(rows, each * (1 - np.exp(-rows.num_tokens * rows.topk / rows.num_experts)), gpu, bandwidth)
+            if len(rows) >= 12:
+                found.append((key, moe, rows, where, peaks[unit], width))
+                break
+    return found
+
+
+def main() -> None:
+    """Fit the named GPUs, or all, and write their files."""
+    tables, names = Path(sys.argv[1]), sys.argv[2:] or list(FOLDERS)
+    for gpu in names:
+        path = ROOT / "profiles" / "constants" / f"{gpu}.yaml"
+        path.write_text(fit_gpu(tables, gpu), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
