@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from advisor.errors import NotPossible, TrafficProblem
 from advisor.estimator.arrivals import Request, drawn, from_trace
 from advisor.estimator.batching import static_idle_share
+from advisor.estimator.constants import constants_of
 from advisor.estimator.deployment import estimate
+from advisor.estimator.drafting import Speculating, speculating
 from advisor.estimator.replica import Server
 from advisor.estimator.simulation import percentiles, replay, simulate
-from advisor.types import Deployment, Gpu, Load, Model, TensorRates
+from advisor.estimator.step_time import step_time
+from advisor.types import Deployment, Engine, Gpu, Load, Model, Speculation, TensorRates
 
 LLAMA_8B = Model(
     name="Llama-3.1-8B", architecture="LlamaForCausalLM", layers=32, hidden=4096, intermediate=14336, vocab=128256, heads=32,
@@ -282,6 +285,17 @@ def test_the_idle_share_of_static_batches_is_the_one_computed_from_the_lengths()
     in_flight = simulate(LLAMA_8B, H100, Deployment(max_batch_size=16), load, seed=5)
     assert in_flight.idle_share == 0.0
     assert in_flight.output_tokens_per_s > 1.3 * simulated.output_tokens_per_s
+
+
+def test_speculation_shortens_the_time_between_tokens_by_its_gain() -> None:
+    deployment = Deployment(speculation=Speculation(method="ngram", draft_len=4, acceptance=0.6))
+    load = Load(isl=128, osl=512, concurrency=1, requests=20)
+    plain, drafted = simulate(LLAMA_8B, H100, Deployment(), load), simulate(LLAMA_8B, H100, deployment, load)
+    constants = constants_of(H100)
+    assert constants is not None
+    made = speculating(step_time(constants, LLAMA_8B, deployment, Engine()), LLAMA_8B, deployment)
+    assert isinstance(made, Speculating)
+    assert plain.itl_ms.mean / drafted.itl_ms.mean == pytest.approx(made.gain(1, 384), rel=0.02)
 
 
 def test_replicas_share_the_requests() -> None:

@@ -82,7 +82,7 @@ class InFlight:
 
     def _admit(self) -> None:
         """First come, first served, while there is a slot, room in the cache, and room in the next step."""
-        server, room = self.server, self.server.budget - len(self.running)
+        server, room = self.server, self.server.budget - self.server.rows * len(self.running)
         room -= sum(entry[1] for entry in self.prefilling)
         while self.waiting and len(self.running) + len(self.prefilling) < server.slots and room > 0:
             index = self.waiting[0]
@@ -158,7 +158,7 @@ class InFlight:
     def _mixed_steps(self) -> None:
         """One step with prompt tokens in it, or as many equal ones as the oldest prompt fills alone."""
         running, server = len(self.running), self.server
-        room = max(1, server.budget - running)
+        room = max(1, server.budget - server.rows * running)
         oldest = self.prefilling[0]
         steps, work, weighted, done = 1, 0, 0.0, []
         if server.chunked and oldest[1] > 2 * room:

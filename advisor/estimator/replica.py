@@ -33,6 +33,8 @@ class Server(NamedTuple):
     """share of every prompt that is already in the cache (prefix reuse)"""
     tokens_per_step: float = 1.0
     """tokens a sequence gains per step; above 1 with speculative decoding"""
+    rows: int = 1
+    """tokens of the step's budget that a running sequence takes: its drafts and one"""
 
 
 def shared_tokens(server: Server, request: Request) -> int:

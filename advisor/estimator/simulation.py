@@ -10,6 +10,7 @@ from advisor.errors import NotPossible
 from advisor.estimator.arrivals import Request, drawn
 from advisor.estimator.constants import constants_of
 from advisor.estimator.deployment import DEFAULT_BATCH, DEFAULT_TOKENS, check
+from advisor.estimator.drafting import Speculating, speculating
 from advisor.estimator.inflight import InFlight
 from advisor.estimator.memory import parts, sequence_bytes
 from advisor.estimator.replica import Outcome, Server, Step, StepCosts, share, shared_tokens, takes
@@ -64,7 +65,7 @@ def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
             hint="name a known GPU",
         )
     tokens, slots = deployment.max_num_tokens or DEFAULT_TOKENS, deployment.max_batch_size or DEFAULT_BATCH
-    step = step_time(constants, model, deployment, engine)
+    step = speculating(step_time(constants, model, deployment, engine), model, deployment)
     memory = parts(model, gpu, deployment, engine, tokens, slots)
     cache = None
     if memory.cache is not None:
@@ -83,8 +84,10 @@ def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
         evicts=deployment.scheduler_policy == "max_utilization",
         cache_share=cache,
         shared_prefix=load.shared_prefix if deployment.prefix_reuse else 0.0,
+        tokens_per_step=step.tokens if isinstance(step, Speculating) else 1.0,
+        rows=step.draft_len + 1 if isinstance(step, Speculating) else 1,
     )
-    return step.step, server
+    return step.whole if isinstance(step, Speculating) else step.step, server
 
 
 def replay(
