@@ -106,7 +106,8 @@ def _parts(line: str) -> tuple[Fact | None, str]:
 
 def _prediction(prediction: Prediction) -> str:
     low, high = prediction.range
-    size = f"{low:g} to {high:g} %" if prediction.metric == "accuracy_loss" else f"{low:g} to {high:g} times"
+    span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    size = f"{span} %" if prediction.metric == "accuracy_loss" else f"{span} times"
     condition = f"; {prediction.when}" if prediction.when else ""
     return f"- {prediction.metric.replace('_', ' ')}: {size} ({prediction.basis}{condition})"
 
@@ -184,3 +185,11 @@ def _shown(value: Scalar | object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
     return str(value)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from advisor.reasoner.rulebook import load_rules
+
+    write_rule_docs(Path(sys.argv[1]), load_rules())
