@@ -34,9 +34,11 @@ class Heads(NamedTuple):
     """elements per token and layer"""
 
 
-def read_heads(config: Configuration, hidden: int) -> Heads:
+def read_heads(config: Configuration, hidden: int, mla: Mla | None) -> Heads:
     """Heads of the model's (global) attention. Raises ModelProblem."""
     heads = _count(config, "number of attention heads", HEAD_KEYS)
+    if mla is not None:
+        return mla_heads(config, hidden, heads, mla)
     kv_heads = _kv_heads(config, heads)
     if kv_heads > heads:
         raise ModelProblem(
@@ -141,8 +143,8 @@ def mla_heads(config: Configuration, hidden: int, heads: int, mla: Mla) -> Heads
     down = hidden * (mla.kv_lora_rank + mla.qk_rope_head_dim) + mla.kv_lora_rank
     up = mla.kv_lora_rank * heads * (mla.qk_nope_head_dim + mla.v_head_dim)
     out = heads * mla.v_head_dim * hidden
-    gate = out if config.flag("mla_use_output_gate") else 0
-    params = q + down + up + out + gate + indexer_params(config, hidden, low)
+    gate = out if config.flag("mla_use_output_gate", "attn_output_gate") else 0
+    params = round(q + down + up + out + gate + indexer_share(config) * indexer_params(config, hidden, low))
     return Heads(heads, heads, query, mla.v_head_dim, params, float(mla.kv_lora_rank + mla.qk_rope_head_dim))
 
 
@@ -154,7 +156,15 @@ def indexer_params(config: Configuration, hidden: int, q_lora_rank: int | None) 
     return (q_lora_rank or hidden) * heads * width + hidden * width + hidden * heads + 2 * width
 
 
+def indexer_share(config: Configuration) -> float:
+    """Share of the layers that have an indexer of their own; the others reuse its choice (indexer_types)."""
+    kinds = config.items("indexer_types")
+    return sum(kind == "full" for kind in kinds) / len(kinds) if kinds else 1.0
+
+
 def indexer_bytes(config: Configuration) -> float:
-    """Cache bytes per token and layer of a sparse-attention indexer's FP8 keys; 0 without one."""
+    """Cache bytes per token and attention layer of a sparse-attention indexer's FP8 keys, mean; 0 without one."""
     width = config.number("index_head_dim")
-    return 0.0 if width is None or not config.has("kv_lora_rank") else float(width + INDEXER_SCALE_BYTES)
+    if width is None or not config.has("kv_lora_rank"):
+        return 0.0
+    return (width + INDEXER_SCALE_BYTES) * indexer_share(config)

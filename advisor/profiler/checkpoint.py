@@ -18,7 +18,8 @@ MODELOPT: dict[str, WeightFormat] = {
     "FP8": "fp8", "FP8_PER_CHANNEL_PER_TOKEN": "fp8_rowwise", "FP8_BLOCK_SCALES": "fp8_block", "FP8_PB_WO": "fp8_block",
     "W4A16_AWQ": "int4_awq", "W4A16_GPTQ": "int4_gptq", "W4A16": "int4_gptq", "W4A8_AWQ": "w4a8_awq", "W4A8_GPTQ": "w4a8_awq",
     "INT4_AWQ": "int4_awq", "NVFP4": "nvfp4", "NVFP4_AWQ": "nvfp4", "NVFP4_SVD": "nvfp4", "W4A16_NVFP4": "nvfp4",
-    "W8A8_SQ_PER_CHANNEL": "int8_sq", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": "int8_sq", "W8A16": "int8_wo", "INT8_WO": "int8_wo",
+    "W8A8_SQ_PER_CHANNEL": "int8_sq", "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": "int8_sq",
+    "W8A16": "int8_wo", "INT8_WO": "int8_wo",
     "W4A16_MXFP4": "mxfp4", "W4A8_MXFP4_FP8": "mxfp4", "W4A8_MXFP4_MXFP8": "mxfp4", "MXFP4": "mxfp4",
 }  # fmt: skip
 """quant_algo -> weight format; the words ModelOpt writes and TensorRT-LLM reads (support_matrix, section 4)"""
@@ -52,7 +53,9 @@ def read_quantized(
         return _modelopt(read)
     for prefix, reader in _READERS.items():
         if method.startswith(prefix):
-            return reader(read)
+            found, notes = reader(read)
+            fp4 = found is not None and found.method == "fp8" and config.get("expert_dtype") == "fp4"
+            return _with_fp4_experts(found, notes) if fp4 and found else (found, notes)
     return _other(read, method)
 
 
@@ -107,6 +110,12 @@ def _fp8(record: Configuration) -> Reading:
         if weights is None:
             notes.append(f"FP8 with blocks of {sizes} is not known here; {METHODS_WITHOUT_BITS}.")
     return Quantized(weights=weights, method="fp8", kv_cache=_kv_cache(record, notes), excluded=_excluded(record)), notes
+
+
+def _with_fp4_experts(quantized: Quantized, notes: list[str]) -> Reading:
+    """DeepSeek-V4 names its experts' format apart (expert_dtype): they are most of the weights."""
+    note = "The experts are in FP4 with a scale per 32 weights, the other linear layers in FP8; counted as MXFP4."
+    return quantized.model_copy(update={"weights": "mxfp4", "group_size": 32}), [*notes, note]
 
 
 def _fbgemm(record: Configuration) -> Reading:

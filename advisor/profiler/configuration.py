@@ -58,14 +58,27 @@ class Configuration:
     """The values of one (nested) configuration, under any of their usual names, checked.
 
     A dotted name reaches into a nested object ("ffn_config.moe_top_k"). `defaults` are those of the architecture's own
-    configuration class, used for keys that the file leaves out; `defaulted` lists which were.
+    configuration class, used for keys that the file leaves out; `defaulted` lists which were. `implied` is what the
+    architecture has though no key says so.
     """
 
-    def __init__(self, values: Mapping[str, Any], *, where: str, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        *,
+        where: str,
+        implied: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         self.values = values
         self.where = where
+        self.implied = implied or {}
         self.defaults = defaults or {}
         self.defaulted: dict[str, Any] = {}
+
+    def overridden(self, values: Mapping[str, Any]) -> Configuration:
+        """The same with some values replaced, for one layer."""
+        return Configuration({**self.values, **values}, where=self.where, implied=self.implied, defaults=self.defaults)
 
     def find(self, *names: str) -> tuple[str, Any]:
         """The first of the names that is there and not null, with its value; ("", None) when none is."""
@@ -75,6 +88,9 @@ class Configuration:
                 value = value.get(part) if isinstance(value, Mapping) else None
             if value is not None:
                 return name, value
+        for name in names:
+            if self.implied.get(name) is not None:
+                return name, self.implied[name]
         if any(name in self.values for name in names):
             return "", None
         for name in names:

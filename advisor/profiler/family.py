@@ -23,11 +23,12 @@ class Family(NamedTuple):
     known: bool
     gated: bool | None = None
     """three MLP matrices; None: to be read from the activation"""
-    output_gate: bool = False
-    """attention has a gate as wide as its queries"""
-    learned_positions: bool = False
+    implied: Mapping[str, Any] = {}
+    """what the architecture always has though no key of config.json says so, as if it were such a key"""
     defaults: Mapping[str, Any] = {}
     """what the architecture's configuration class assumes for keys that config.json leaves out"""
+    missing: str = ""
+    """what this program does not model of it, one sentence"""
 
 
 def find_family(*configs: Mapping[str, Any], where: str) -> Family:
@@ -50,21 +51,15 @@ def find_family(*configs: Mapping[str, Any], where: str) -> Family:
             where=where,
             hint="this program plans for decoder language models",
         )
-    return Family(
-        name,
-        True,
-        facts.get("gated"),
-        bool(facts.get("output_gate")),
-        bool(facts.get("learned_positions")),
-        facts.get("defaults", {}),
-    )
+    missing = facts.get("missing", "")
+    return Family(name, not missing, facts.get("gated"), facts.get("implied", {}), facts.get("defaults", {}), missing)
 
 
 def _facts(name: str) -> dict[str, Any] | None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name.lower()):
         return None
     facts: dict[str, Any] | None = profile("architectures", name.lower())
-    return _facts(facts["same_as"]) if facts and "same_as" in facts else facts
+    return {**(_facts(facts["same_as"]) or {}), **facts} if facts and "same_as" in facts else facts
 
 
 def _by_class(architecture: str) -> tuple[str, dict[str, Any] | None]:

@@ -49,10 +49,10 @@ def one_number(config: Configuration, *names: str, low: int = 1, kind: str = "an
     return config.number(*names, low=low, kind=kind)
 
 
-def read_experts(config: Configuration) -> Experts | None:
+def read_experts(config: Configuration, hidden: int) -> Experts | None:
     """The mixture of experts of a layer, None for a model without. Raises ModelProblem."""
     count = one_number(config, *EXPERT_KEYS, low=0, kind="experts")
-    if not count or count == 1 or config.flag("enable_moe_block") is False:
+    if not count or count == 1 or config.flag("enable_moe_block") is False or config.flag("is_moe") is False:
         return None
     active = one_number(config, *ACTIVE_KEYS, kind="experts")
     if active is None or active > count:
@@ -68,17 +68,32 @@ def read_experts(config: Configuration) -> Experts | None:
         shared = (shared_count or 0) * width
     elif shared_count == 0 and not config.has("shared_expert_intermediate_size"):
         shared = 0
-    latent = config.number("moe_latent_size", "routed_expert_hidden_size", kind="hidden")
+    if config.flag("dense_beside_experts"):
+        shared += (config.number("attentions_per_layer") or 1) * (read_width(config, hidden) or 0)
+    latent = config.number("moe_latent_size", "routed_expert_hidden_size", "moe_hidden_size", kind="hidden")
     return Experts(count, active, width, shared, latent)
 
 
 def read_width(config: Configuration, hidden: int) -> int | None:
     """Width of a dense MLP layer, None when the configuration names none. Raises ModelProblem."""
     width = one_number(config, "intermediate_size_mlp", "dense_intermediate_size", *WIDTH_KEYS, kind="intermediate")
+    if config.find("num_local_experts")[1] == 0:
+        width = one_number(config, "shared_intermediate_size", low=0, kind="intermediate") or width
     if width is not None:
-        return width
+        return adjusted(config, width)
     ratio = config.ratio("expansion_ratio", "mlp_ratio", "mlp_expansion_factor", "ffn_mult")
     return None if ratio is None else max(1, int(ratio * hidden))
+
+
+def adjusted(config: Configuration, width: int) -> int:
+    """The width really built: some architectures halve it (RecurrentGemma, Qwen 1) or take two thirds (LFM2)."""
+    if config.flag("halved_mlp"):
+        return max(1, width // 2)
+    if config.flag("block_auto_adjust_ff_dim"):
+        width = int(2 * width / 3 * (config.ratio("block_ffn_dim_multiplier") or 1.0))
+        multiple = config.number("block_multiple_of") or 256
+        return -(-width // multiple) * multiple
+    return width
 
 
 def is_gated(config: Configuration) -> bool | None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from advisor.library import PROFILES, parse_yaml, profile, read_text
+from advisor.library import profile
 from advisor.profiler.architecture import describe
 from advisor.profiler.checkpoint import read_quantized
 from advisor.types import Draft, Model
 
-INDEX = PROFILES / "models" / "_names.yaml"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def known_names() -> dict[str, str]:
     """Short name or hub id, lower case -> file in profiles/models, without suffix."""
-    names: dict[str, str] = parse_yaml(read_text(INDEX), where=str(INDEX))
+    names: dict[str, str] = profile("models", "_names")
     return names
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from advisor.profiler.configuration import Configuration
+from advisor.profiler.configuration import LAYER_KEYS, Configuration
 
 Mixer = Literal["full", "local", "recurrent", "parallel", "none"]
 Feed = Literal["dense", "moe", "none"]
@@ -17,12 +17,15 @@ Feed = Literal["dense", "moe", "none"]
 MIXERS: dict[str, Mixer] = {
     "full_attention": "full", "attention": "full", "full": "full", "global": "full", "global_attention": "full", "*": "full",
     "indexed_attention": "full", "sparse_attention": "full", "minimax_m3_sparse": "full", "cross_attention": "none",
+    "reference_sliding_attention": "full", "deepseek_sparse_attention": "full", "qwen_sparse_attention": "full",
     "compressed_sparse_attention": "full", "heavily_compressed_attention": "full", "mla": "full", "a": "full",
     "sliding_attention": "local", "sliding_window_attention": "local", "sliding": "local", "local": "local", "swa": "local",
     "local_attention": "local", "chunked_attention": "local", "local_sliding": "local", "window": "local",
+    "window_attention": "local", "hybrid_sliding": "local", "sparse_sliding_attention": "local",
     "linear_attention": "recurrent", "mamba": "recurrent", "mamba2": "recurrent", "recurrent": "recurrent", "m": "recurrent",
     "conv": "recurrent", "short_conv": "recurrent", "kda": "recurrent", "gdn": "recurrent", "lightning": "recurrent",
-    "gated_deltanet": "recurrent", "ssm": "recurrent", "rwkv": "recurrent",
+    "gated_deltanet": "recurrent", "gated_delta_net": "recurrent", "lightning_attention": "recurrent",
+    "ssm": "recurrent", "rwkv": "recurrent",
     "hybrid": "parallel", "hybrid_attention": "parallel", "attention_mamba": "parallel",
     "moe": "none", "mlp": "none", "-": "none", "e": "none", "no_op": "none",
 }  # fmt: skip
@@ -39,6 +42,17 @@ class Kinds(NamedTuple):
     notes: list[str]
 
 
+def layer_count(config: Configuration) -> int:
+    """The number of layers, from its own key or from a list that has an entry for each. Raises ModelProblem."""
+    if not config.has(*LAYER_KEYS):
+        pattern = config.text("hybrid_override_pattern")
+        listed = config.items("layers_block_type", "layer_types", "block_configs")
+        length = len(pattern) if pattern else len(listed) if listed else 0
+        if length:
+            return config.checked("layers_block_type", length, kind="layers")
+    return config.needed("number of layers", *LAYER_KEYS, kind="layers")
+
+
 def layer_kinds(config: Configuration, layers: int, *, has_experts: bool) -> Kinds:
     """The kind of every layer. Raises ModelProblem for lists that are too short or of the wrong kind."""
     notes: list[str] = []
@@ -52,6 +66,8 @@ def layer_kinds(config: Configuration, layers: int, *, has_experts: bool) -> Kin
         if strange:
             notes.append(f"Layers of the kind {', '.join(strange)} are not known here; they are counted as full attention.")
         mixers = [MIXERS.get(entry, "full") for entry in pattern]
+        if config.has("attention_window_size"):
+            mixers = ["local" if mixer == "full" else mixer for mixer in mixers]
     else:
         mixers = next((found for read in _MIXER_READERS if (found := read(config, layers)) is not None), ["full"] * layers)
     return Kinds(mixers, _feeds(config, layers, has_experts), notes)
@@ -100,10 +116,7 @@ def _attention_type_list(config: Configuration, layers: int) -> list[Mixer] | No
 def _every_nth_full(config: Configuration, layers: int) -> list[Mixer] | None:
     """Qwen3-Next and 3.5: the last of every full_attention_interval layers attends, the others are recurrent."""
     step = config.number("full_attention_interval", "layer_group_size", kind="layers")
-    if step is None or not config.has("full_attention_interval", "linear_num_value_heads", "linear_head_dim", "linear_silu"):
-        if step is None or not config.has("layer_group_size"):
-            return None
-    return _pick(layers, lambda index: (index + 1) % step == 0, "full", "recurrent")
+    return None if step is None else _pick(layers, lambda index: (index + 1) % step == 0, "full", "recurrent")
 
 
 def _attention_among_mamba(config: Configuration, layers: int) -> list[Mixer] | None:
@@ -173,6 +186,10 @@ def window_size(config: Configuration) -> int | None:
     return None if context is not None and size >= context else size
 
 
+WINDOW_KEYS = (
+    "sliding_window", "attention_chunk_size", "sliding_window_size", "attention_window_size", "window_size",
+    "local_window_size",
+)  # fmt: skip
 CONTEXT_KEYS = (
     "max_position_embeddings", "max_sequence_length", "max_seq_len", "max_seq_length", "seq_length", "n_positions", "n_ctx",
     "model_max_length", "seq_len", "max_length_for_position", "context_length",

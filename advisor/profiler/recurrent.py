@@ -110,7 +110,7 @@ def _mamba(config: Configuration, hidden: int, heads: int, head_dim: int) -> Rec
     )
     own_heads = HEADS if config.text("model_type") == "mamba2" else HEADS[:-1]
     count = config.number(*own_heads, kind="heads")
-    if count is None:
+    if count is None or not config.has(*GROUPS, *HEAD_DIM[:-1]):
         return _mamba_1(config, hidden, inner or int(expand * hidden), state, kernel)
     own_dims = HEAD_DIM if config.text("model_type") == "mamba2" else HEAD_DIM[:-1]
     given = config.find(*own_dims)[1]
