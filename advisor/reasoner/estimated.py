@@ -15,7 +15,7 @@ from advisor.estimator.speculation import METHODS, Outlook, best
 from advisor.reasoner.baseline import baseline_deployment, checkpoint_format, load_of
 from advisor.reasoner.support import lookup
 from advisor.reasoner.vocabulary import FIT_FORMATS, GAIN_FORMATS
-from advisor.types import Deployment, Draft, Estimate, Load, Model, Profile, Scalar, WeightFormat
+from advisor.types import Deployment, Draft, Estimate, Gpu, Load, Model, Profile, Scalar, WeightFormat
 
 COMPUTE_FORMATS: tuple[tuple[WeightFormat, ...], ...] = (("nvfp4",), ("fp8", "fp8_rowwise", "fp8_block", "int8_sq"))
 """formats in which the tensor cores multiply at that width, narrowest first; weight-only formats are not among them"""
@@ -36,14 +36,33 @@ class Estimates:
 
     @cached_property
     def concurrency(self) -> float | None:
-        """Requests in the system: declared, else what the rate leads to on the baseline, else what its memory holds."""
-        traffic = self.profile.traffic
+        """Requests in the system: declared, else what the rate leads to on the baseline, else what its memory holds.
+
+        A rate on a baseline that does not fit: with the narrowest native weights in its place, then with 4-bit ones.
+        """
+        traffic, load = self.profile.traffic, load_of(self.profile.traffic)
         if traffic.concurrency is not None:
             return traffic.concurrency
-        plain = self._estimate(self.baseline, load_of(traffic)) if self._knows_checkpoint else None
-        if plain is None or not plain.fits:
-            return None
-        return plain.concurrency if traffic.rate is not None else plain.max_concurrency
+        first = self.baseline.weights if self._knows_checkpoint else None
+        others = (_narrowest(self.profile), "int4_awq") if traffic.rate is not None else ()
+        for weights in (first, *others):
+            made = self._estimate(self.baseline.model_copy(update={"weights": weights}), load) if weights is not None else None
+            if made is not None and made.fits:
+                return made.concurrency if traffic.rate is not None else made.max_concurrency
+        return None
+
+    @cached_property
+    def demand(self) -> float | None:
+        """Requests that would run at once if memory allowed: those in the system; of an open load, as many as fill the GPUs.
+
+        A decode step of n requests does 2 n operations for every 2-byte weight it reads, so it stops waiting for memory at
+        the ridge of the roofline: an open load (as many as memory holds) wants at least that many per replica.
+        """
+        traffic = self.profile.traffic
+        if traffic.concurrency is not None or traffic.rate is not None:
+            return self.concurrency
+        wanted = ridge_flops_per_byte(self.profile.gpu)
+        return None if wanted is None else max(wanted * self.baseline.replicas, self.concurrency or 0.0)
 
     @cached_property
     def load(self) -> Load:
@@ -115,6 +134,12 @@ class Estimates:
             tensor, stages = tensor * 2, stages // 2
         spread = {"tensor_parallel": tensor, "pipeline_parallel": stages, "replicas": 1}
         return found, self.of(weights=found, kv_cache="bf16", **spread)
+
+
+def ridge_flops_per_byte(gpu: Gpu) -> float | None:
+    """16-bit dense peak over memory bandwidth, FLOP/byte."""
+    rate, bandwidth = gpu.tflops.bf16 or gpu.tflops.fp16, gpu.bandwidth_gb_s
+    return rate * 1e3 / bandwidth if rate and bandwidth else None
 
 
 def with_measured_acceptance(model: Model, measured: Mapping[str, Scalar]) -> Model:
@@ -223,10 +248,10 @@ def _one_gpu_weight_share(every: Estimates) -> float | None:
 
 def _cache_to_weights(every: Estimates) -> float | None:
     profile, baseline = every.profile, every.baseline
-    if every.concurrency is None or checkpoint_format(profile.model) is None:
+    if every.demand is None or checkpoint_format(profile.model) is None:
         return None
     alone = baseline.model_copy(update={"tensor_parallel": 1, "pipeline_parallel": 1})
-    cache = kv_bytes(profile.model, baseline.kv_cache, every.load.isl + every.load.osl / 2) * every.concurrency
+    cache = kv_bytes(profile.model, baseline.kv_cache, every.load.isl + every.load.osl / 2) * every.demand
     return _ratio(cache, weight_bytes(profile.model, alone) * baseline.replicas)
 
 
@@ -282,7 +307,7 @@ ESTIMATED: dict[str, Getter] = {
     "baseline.cache_to_weights": _cache_to_weights,
     "fit.native.weights": lambda every: every.narrowest[0],
     "fit.native.weight_share": lambda every: _weight_share(every.narrowest[1]),
-    "fit.native.coverage": lambda every: _ratio(_room(every.narrowest[1]), every.concurrency),
+    "fit.native.coverage": lambda every: _ratio(_room(every.narrowest[1]), every.demand),
     "speculation.best_method": _drafting(lambda outlook, _: outlook.speculation.method),
     "speculation.best_draft_len": _drafting(lambda outlook, _: outlook.speculation.draft_len),
     "speculation.gain": _drafting(lambda outlook, _: outlook.gain),

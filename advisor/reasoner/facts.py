@@ -12,7 +12,7 @@ from functools import cached_property
 from advisor.errors import InputError, UnknownName
 from advisor.estimator.memory import kv_bytes_per_token, parameter_count
 from advisor.estimator.shapes import WEIGHT_BITS, is_quantized, matrices
-from advisor.reasoner.estimated import ESTIMATED, Estimates, supported
+from advisor.reasoner.estimated import ESTIMATED, Estimates, ridge_flops_per_byte, supported
 from advisor.reasoner.support import FORMATS, lookup
 from advisor.reasoner.vocabulary import FACTS, misfit
 from advisor.types import Model, Profile, Scalar, Traffic
@@ -92,11 +92,6 @@ def _traffic(get: Callable[[Traffic], Scalar]) -> Getter:
     return lambda profile: get(profile.traffic)
 
 
-def _ridge(profile: Profile) -> float | None:
-    rate, bandwidth = profile.gpu.tflops.bf16 or profile.gpu.tflops.fp16, profile.gpu.bandwidth_gb_s
-    return rate * 1e3 / bandwidth if rate and bandwidth else None
-
-
 def _active(model: Model) -> float | None:
     if model.active_params is not None:
         return model.active_params / 1e9
@@ -173,7 +168,7 @@ def _measured(name: str) -> Getter:
 
 DERIVED: dict[str, Getter] = {
     "gpu.known": lambda profile: profile.gpu.id is not None,
-    "gpu.ridge_flops_per_byte": _ridge,
+    "gpu.ridge_flops_per_byte": lambda profile: ridge_flops_per_byte(profile.gpu),
     "model.known": _model(lambda model: model.known),
     "model.params_b": _model(lambda model: parameter_count(model) / 1e9),
     "model.active_params_b": _model(_active),

@@ -190,7 +190,7 @@ _BASELINE: tuple[_Row, ...] = (
         "number",
         "",
         "bytes of the KV cache of all requests in the system at their mean context over bytes of the weights, both as the"
-        " baseline stores them; a decode step reads both",
+        " baseline stores them; a decode step reads both. An open load counts gpu.ridge_flops_per_byte requests a replica",
     ),
 )
 _SPECULATION: tuple[_Row, ...] = (
@@ -309,7 +309,10 @@ def _rows() -> Iterator[tuple[str, _Row]]:
     label = "the narrowest weights that compute natively here (no weight-only format), on all GPUs"
     yield "fit", ("native.weights", "weights", "", f"which format that is: {label}")
     yield "fit", ("native.weight_share", "number", "", f"{label}: bytes over capacity; above 1 they do not fit")
-    yield "fit", ("native.coverage", "number", "", f"{label}: requests whose 16-bit cache fits over those in the system")
+    text = (
+        f"{label}: requests whose 16-bit cache fits over those in the system; of an open load as in baseline.cache_to_weights"
+    )
+    yield "fit", ("native.coverage", "number", "", text)
     for word in GAIN_FORMATS:
         yield "gain", (word, "number", "", f"output tokens/s of the baseline with {word} weights over the baseline's")
     yield "gain", ("fp8_kv", "number", "", "output tokens/s of the baseline with an FP8 KV cache over the baseline's")
