@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from advisor.errors import NotPossible
+from advisor.estimator.accuracy import expected_loss
 from advisor.estimator.deployment import estimate
 from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
 from advisor.reasoner.choice import Tried, choose, violations, worth
 from advisor.reasoner.drafts import fill_speculation
 from advisor.reasoner.rulebook import Rulebook
-from advisor.types import Deployment, Estimate, Finding, Profile
+from advisor.types import Deployment, Estimate, Finding, Loss, Profile
 
 
 @dataclass
@@ -27,9 +28,10 @@ class Search:
         if key not in self.estimates:
             profile = self.profile
             try:
-                self.estimates[key] = estimate(profile.model, profile.gpu, deployment, load_of(profile.traffic), profile.engine)
+                made = estimate(profile.model, profile.gpu, deployment, load_of(profile.traffic), profile.engine)
             except NotPossible:
                 return None
+            self.estimates[key] = made.model_copy(update={"loss": _loss(profile, deployment)})
         return self.estimates[key]
 
     def try_all(self, baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> list[Tried]:
@@ -40,6 +42,13 @@ class Search:
             if made is not None:
                 found.append(Tried(candidate, made))
         return found
+
+
+def _loss(profile: Profile, deployment: Deployment) -> Loss | None:
+    """On the goal's own metric where it is published, else on benchmark scores."""
+    wanted = profile.goal.accuracy_metric
+    formats = (profile.model, deployment.weights, deployment.kv_cache)
+    return expected_loss(*formats, metric=wanted) or expected_loss(*formats)
 
 
 @dataclass(frozen=True)
