@@ -164,10 +164,10 @@ def accuracy(report: Report) -> list[Data]:
 
 def predicted(report: Report) -> list[Data]:
     """Measured over expected for each executed step, with the expected 80 % interval in the same unit."""
-    steps = {step.rule: step for step in report.plan.steps}
+    steps = {step.rule: (n, step) for n, step in enumerate(report.plan.steps, 1)}
     found = []
     for change in report.changes:
-        step = steps.get(change.rule)
+        number, step = steps.get(change.rule, (0, None))
         for metric in sections.METRICS[:3]:
             measured = change.after.get(metric.name)
             expected = sections.number(step.after, metric) if step else None
@@ -176,6 +176,7 @@ def predicted(report: Report) -> list[Data]:
             low, high = sections.bounds(step.after, metric) or (None, None)
             found.append(
                 {
+                    "number": number,
                     "step": describe_changes(step.changes),
                     "metric": f"{metric.title} {metric.unit}",
                     "expected": expected,

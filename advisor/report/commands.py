@@ -31,22 +31,21 @@ def upcoming(report: Report) -> tuple[tuple[str, str], ...]:
     )
 
 
-def split_lines(command: str, width: int, indent: str = "") -> list[str]:
-    """A shell command in lines that can be pasted; an option stays with its value."""
-    pieces: list[str] = []
+def pieces(command: str) -> list[str]:
+    """A quoted command in pieces that belong on one line: an option stays with its value."""
+    found: list[str] = []
     for word in map(shlex.quote, shlex.split(command)):
-        if (
-            pieces
-            and not word.startswith("-")
-            and pieces[-1].startswith("-")
-            and " " not in pieces[-1]
-            and "=" not in pieces[-1]
-        ):
-            pieces[-1] += f" {word}"
+        if found and not word.startswith("-") and found[-1].startswith("-") and " " not in found[-1] and "=" not in found[-1]:
+            found[-1] += f" {word}"
         else:
-            pieces.append(word)
+            found.append(word)
+    return found
+
+
+def split_lines(command: str, width: int, indent: str = "") -> list[str]:
+    """A quoted command in lines that can be pasted, each but the last ending in a backslash."""
     lines = [""]
-    for piece in pieces:
+    for piece in pieces(command):
         if lines[-1] and len(lines[-1]) + len(piece) + 3 > width:
             lines.append("  " + piece)
         else:

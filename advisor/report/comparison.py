@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from advisor.report import sections, units
+from advisor.report import evidence, units
 from advisor.report.deployments import describe_field
 from advisor.report.sanitation import sanitise
 from advisor.types import Estimate, Evidence, Finding, Plan, Report, Scalar, Value, Verdict
@@ -155,12 +155,12 @@ def _turned(before: Finding, after: Finding) -> Iterator[tuple[str, list[str]]]:
             if item is not None:
                 yield f"{condition}: {when}", _names(item)
         elif one.holds != other.holds:
-            yield f"{sections.evidence(one)} before, {sections.evidence(other)} now", _names(other)
+            yield f"{evidence.compared(one)} before, {evidence.compared(other)} now", _names(other)
 
 
 def _names(item: Evidence) -> list[str]:
-    name, _, right = sections.split_condition(item.condition)
-    return [name] + ([right] if sections.is_fact(right) else [])
+    name, _, right = evidence.split_condition(item.condition)
+    return [name] + ([right] if evidence.is_fact(right) else [])
 
 
 # ---------------------------------------------------------------- plan and figures

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advisor.report import charts, commands, sections, units
+from advisor.report import charts, commands, evidence, sections, units
 from advisor.report.deployments import short_deployment
 from advisor.types import Change, Report, Step
 
@@ -41,10 +41,10 @@ def render_html(report: Report) -> str:
         memory_colors=MEMORY_COLORS,
         commands=commands,
         sections=sections,
+        evidence=evidence,
         short_deployment=short_deployment,
         units=units,
         change_lines=sections.change_lines,
-        wrap_command=lambda command: "\n".join(commands.split_lines(command, 100)),
         expected=expected,
     )
     return page

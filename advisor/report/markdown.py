@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advisor.report import commands, sections, units
+from advisor.report import commands, evidence, sections, units
 from advisor.report.deployments import describe_changes, short_deployment
 from advisor.types import Report
 
@@ -30,6 +30,7 @@ def render_markdown(report: Report) -> str:
             report=report,
             plan=report.plan,
             sections=sections,
+            evidence=evidence,
             units=units,
             commands=commands,
             describe_changes=describe_changes,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from advisor.report import units
 from advisor.report.deployments import describe_changes, short_deployment
-from advisor.types import Change, Estimate, Evidence, Finding, Flip, Loss, Memory, Reference, Report, Scalar, Step
+from advisor.report.evidence import compared
+from advisor.types import Change, Estimate, Finding, Flip, Loss, Memory, Report, Scalar, Step
 
-ASSUMED = ("default", "assumed")
-"""a source that begins so is no measurement and no declaration"""
 BASES = {
     "arithmetic": "arithmetic",
     "published": "from published figures",
     "silicon": "fitted to published measurements of kernels",
     "measured": "measured here",
 }
-OPERATORS = ("not in", "<=", ">=", "==", "!=", "<", ">", "in")
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,12 @@ class LeftOut:
     """A remedy that is not in the plan."""
 
     rule: str
+    kind: Literal["beaten", "absent", "impossible", "undecided"]
     reason: str
-    estimate: Estimate | None
-    references: tuple[Reference, ...] = ()
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """Facts that nobody knows yet, and the one way to find them out."""
-
-    facts: tuple[str, ...]
-    rules: tuple[str, ...]
-    find_out: str
+    short: str
+    """the facts that decide, in a few words"""
+    matters: bool
+    """it was estimated, and its figures are not those of the plan"""
 
 
 # ---------------------------------------------------------------- the decision
@@ -120,8 +113,21 @@ def input_lines(report: Report) -> tuple[tuple[str, str], ...]:
 def rows(report: Report) -> tuple[Row, ...]:
     """The lines of the decision table: the baseline, then what holds after each step."""
     plan = report.plan
-    steps = [Row(f"{n} {describe_changes(s.changes)}", s.after, s) for n, s in enumerate(plan.steps, 1)]
+    steps = [
+        Row(f"{n} {'keep ' if is_kept(report, s) else ''}{describe_changes(s.changes)}", s.after, s)
+        for n, s in enumerate(plan.steps, 1)
+    ]
     return (Row(f"baseline: {short_deployment(plan.baseline_deployment)}", plan.baseline), *steps)
+
+
+def is_kept(report: Report, step: Step) -> bool:
+    """Whether the baseline is so already, and the step says to leave it."""
+    return all(getattr(report.plan.baseline_deployment, name, None) == value for name, value in step.changes.items())
+
+
+def repeats(row: Row) -> bool:
+    """Whether no figure of the line differs from the line above it."""
+    return row.step is not None and all(number(row.step.before, m) == number(row.step.after, m) for m in METRICS)
 
 
 def cell(estimate: Estimate, metric: Metric) -> str:
@@ -185,34 +191,6 @@ def reasons(report: Report) -> tuple[Reason, ...]:
     )
 
 
-def evidence(item: Evidence) -> str:
-    """A comparison with both sides' values: "gain.fp8 1.48 (> 1.1)", "traffic.concurrency 32 > baseline.max_concurrency 11"."""
-    name, operator, right_text = split_condition(item.condition)
-    left, right = units.pair(item.left, item.right)
-    if not operator:
-        return f"{item.condition}: {left}, {right}"
-    refused = "not " if item.holds is False else ""
-    if is_fact(right_text):
-        return f"{name} {left} {refused}{operator} {right_text} {right}"
-    if operator == "==" and item.holds:
-        return f"{name} = {left}"
-    return f"{name} {left} ({refused}{operator} {right_text})"
-
-
-def split_condition(condition: str) -> tuple[str, str, str]:
-    """("baseline.kv_share", ">", "0.3"); operator and right side are "" when the condition has another shape."""
-    for operator in OPERATORS:
-        left, found, right = condition.partition(f" {operator} ")
-        if found and left.strip() and right.strip():
-            return left.strip(), operator, right.strip()
-    return condition, "", ""
-
-
-def is_fact(text: str) -> bool:
-    """Whether the right side of a condition names a fact rather than a value."""
-    return "." in text and text.replace(".", "").replace("_", "").isalnum() and not text[0].isdigit()
-
-
 def gains(before: Estimate, after: Estimate) -> tuple[str, ...]:
     """What a step moves by a percent or more, in words: ("output tokens/s +48 %", "ITL −33 %")."""
     found = ["fits" for _ in (1,) if after.fits and not before.fits]
@@ -256,81 +234,45 @@ def change_lines(change: Change) -> tuple[str, ...]:
 # ---------------------------------------------------------------- what is not in the plan
 
 
+KINDS: dict[str, Literal["beaten", "absent", "impossible", "undecided"]] = {
+    "fires": "beaten", "silent": "absent", "blocked": "impossible", "unknown": "undecided"
+}  # fmt: skip
+KIND_TITLES = {
+    "beaten": "possible, but the plan is better",
+    "absent": "no such problem here",
+    "impossible": "impossible here",
+    "undecided": "not decided until a fact is known",
+}
+
+
 def left_out(report: Report) -> tuple[LeftOut, ...]:
     """The planner's rejections, then the rules whose remedy is impossible here."""
     findings = {f.rule: f for f in report.findings}
-    chosen = {s.rule for s in report.plan.steps} | {r.rule for r in report.plan.rejected}
-    items = [
-        LeftOut(r.rule, r.reason, r.estimate, findings[r.rule].references if r.rule in findings else ())
-        for r in report.plan.rejected
-    ]
+    done = {s.rule for s in report.plan.steps}
+    items = []
+    for rejection in report.plan.rejected:
+        finding = findings.get(rejection.rule)
+        kind = KINDS[finding.verdict] if finding else "beaten"
+        matters = _differs(rejection.estimate, report.plan.expected)
+        items.append(LeftOut(rejection.rule, kind, rejection.reason, _deciding(finding), matters))
+    named = {item.rule for item in items}
     for finding in report.findings:
-        if finding.verdict == "blocked" and finding.rule not in chosen:
-            failing = "; ".join(evidence(e) for e in finding.evidence if e.holds is False)
-            reason = f"the problem is real, the remedy impossible here: {failing or 'see its evidence'}"
-            items.append(LeftOut(finding.rule, reason, None, finding.references))
+        if finding.verdict == "blocked" and finding.rule not in named | done:
+            short = _deciding(finding)
+            reason = f"the problem is real, the remedy impossible here: {short or 'see its evidence'}"
+            items.append(LeftOut(finding.rule, "impossible", reason, short, False))
     return tuple(items)
 
 
-def unknowns(report: Report) -> tuple[Unknown, ...]:
-    """What the undecided rules lack, grouped by the way to find it out."""
-    groups: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
-    for finding in report.findings:
-        if finding.verdict != "unknown":
-            continue
-        for item in finding.evidence:
-            if item.holds is None:
-                facts, rules = groups.setdefault(item.find_out, ({}, {}))
-                facts.update(dict.fromkeys(unknown_facts(item)))
-                rules[finding.rule] = None
-    return tuple(Unknown(tuple(facts), tuple(rules), how) for how, (facts, rules) in groups.items())
+def _deciding(finding: Finding | None) -> str:
+    return "; ".join(compared(item) for item in finding.evidence if item.holds is False) if finding else ""
 
 
-def unknown_facts(item: Evidence) -> list[str]:
-    """The facts of a comparison that have no value."""
-    name, _, right = split_condition(item.condition)
-    names = [name] if item.left is None else []
-    return names + ([right] if item.right is None and is_fact(right) else [])
-
-
-def assumptions(report: Report) -> tuple[tuple[str, str, str], ...]:
-    """(fact, value, source) of what was assumed instead of measured or declared."""
-    return tuple(item for item in facts(report) if item[2].startswith(ASSUMED))
-
-
-def facts(report: Report) -> tuple[tuple[str, str, str], ...]:
-    """(fact, value, source) of everything with a source, in the profile's order."""
-    return tuple((name, fact_value(report, name), source) for name, source in report.profile.sources.items())
-
-
-def fact_source(report: Report, name: str) -> str:
-    """Where a fact came from; a fact that was computed from others says so."""
-    if name in report.profile.sources:
-        return report.profile.sources[name]
-    group = name.split(".")[0]
-    if group in ("baseline", "fit", "gain", "speculation"):
-        return "estimated"
-    return "profiles/support" if group == "support" else "computed from the profile"
-
-
-def fact_value(report: Report, name: str) -> str:
-    """The value of a sourced fact, as text; "" where the profile holds no single number for it."""
-    value: object = report.profile
-    parts = name.split(".")
-    if parts[0] == "measured":
-        return units.given(report.profile.measured.get(name.removeprefix("measured.")))
-    for part in parts:
-        value = _member(value, part)
-    return units.given(value) if value is None or isinstance(value, bool | int | float | str) else ""
-
-
-def _member(value: object, part: str) -> object:
-    if hasattr(type(value), "model_fields") and part in type(value).model_fields:  # type: ignore[attr-defined]
-        return getattr(value, part)
-    head, _, tail = part.rpartition("_")
-    if head and tail and hasattr(type(value), "model_fields") and head in type(value).model_fields:  # type: ignore[attr-defined]
-        return getattr(getattr(value, head), tail, "")
-    return value.get(part, "") if isinstance(value, dict) else ""
+def _differs(one: Estimate | None, other: Estimate) -> bool:
+    if one is None:
+        return False
+    ours, theirs = other.output_tokens_per_s, one.output_tokens_per_s
+    return one.fits != other.fits or bool(ours and theirs and abs(theirs / ours - 1) >= 0.01)
 
 
 def notes(report: Report) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from advisor.report import commands, sections, units
+from advisor.report import commands, evidence, sections, units
 from advisor.report.sanitation import to_ascii
 from advisor.report.sections import METRICS, Reason
 from advisor.types import Estimate, Memory, Report
@@ -101,12 +101,11 @@ def _input(page: Page, report: Report) -> list[str]:
     lines = page.heading("For")
     for name, text in sections.input_lines(report):
         lines += page.wrap(text, first=f"{INDENT}{name:<9}", rest=" " * 11)
-    assumed = sections.assumptions(report)
+    assumed = evidence.assumptions(report)
     if assumed:
         lines += page.heading("Assumed, neither measured nor given")
-        names = min(max(len(fact) for fact, _, _ in assumed), 28)
-        for fact, value, source in assumed:
-            lines += page.wrap(f"{value or 'see source'} ({source})", first=f"{INDENT}{page.cut(fact, names):<{names}}  ")
+        for facts, source in assumed:
+            lines += page.wrap(f"{facts} ({source.split(', ')[0]})", first=f"{INDENT}{page.glyphs.bullet} ")
     return lines
 
 
@@ -163,7 +162,10 @@ def _bar(page: Page, memory: Memory, scale: float, width: int) -> str:
 
 
 def _table(page: Page, report: Report) -> list[str]:
-    body = [(row.label, [sections.cell(row.estimate, m) for m in METRICS]) for row in sections.rows(report)]
+    body = [
+        (row.label, ["=" if sections.repeats(row) else sections.cell(row.estimate, m) for m in METRICS])
+        for row in sections.rows(report)
+    ]
     last = report.plan.expected
     intervals = [sections.bounds(last, m) for m in METRICS]
     tail: list[tuple[str, list[str]]] = []
@@ -187,6 +189,8 @@ def _table(page: Page, report: Report) -> list[str]:
     lines.append(INDENT + page.style("dim", "-" * (page.width - len(INDENT))))
     for text, cells in tail:
         lines.append(f"{INDENT}{page.cut(text, label):<{label}}{_cells(cells, sizes)}")
+    if any(cells[0] == "=" for _, cells in body):
+        lines += page.wrap("= as the line above: nothing that the estimate sees")
     lines += _basis_lines(page, report)
     lines += _why_missing(page, report)
     return lines
@@ -244,22 +248,22 @@ def _reasons(page: Page, report: Report) -> list[str]:
     if not reasons:
         return lines + page.wrap("No step: the baseline is already the best deployment found.")
     for reason in reasons:
-        lines += _reason(page, reason, report.plan.baseline)
+        lines += _reason(page, reason, report)
     return lines
 
 
-def _reason(page: Page, reason: Reason, baseline: Estimate) -> list[str]:
-    rule = reason.step.rule
-    lines = [page.style("bold", line) for line in page.wrap(f"{reason.number} {reason.title}")]
-    finding = reason.finding
+def _reason(page: Page, reason: Reason, report: Report) -> list[str]:
+    step, finding = reason.step, reason.finding
+    kept = sections.is_kept(report, step)
+    lines = [page.style("bold", line) for line in page.wrap(f"{reason.number} {'keep ' if kept else ''}{reason.title}")]
     items = []
     if finding:
-        items += [("problem", finding.problem), ("why", finding.why)]
-        items.append(("evidence", "; ".join(sections.evidence(e) for e in finding.evidence)))
-    items.append(("gives", _gains(reason, baseline)))
-    items.append(("undo", reason.step.undo))
+        items = [("problem", finding.problem), ("why", "" if kept else finding.why)]
+        items.append(("evidence", "; ".join(evidence.compared(e) for e in finding.evidence)))
+    items.append(("gives", "the baseline is so already" if kept else _gains(reason, report.plan.baseline)))
+    items.append(("undo", "" if kept else step.undo))
     row = f" (row {finding.seed_row})" if finding and finding.seed_row else ""
-    items.append(("rule", rule + row))
+    items.append(("rule", step.rule + row))
     for name, text in items:
         if text:
             lines += page.wrap(text, first=f"    {name:<10}")
@@ -276,8 +280,15 @@ def _gains(reason: Reason, baseline: Estimate) -> str:
 def _left_out(page: Page, report: Report) -> list[str]:
     items = sections.left_out(report)
     lines = page.heading("Left out, and why") if items else []
-    for item in items:
-        lines += page.wrap(f"{item.rule}: {item.reason}", first=f"{INDENT}{page.glyphs.bullet} ")
+    first = f"{INDENT}{page.glyphs.bullet} "
+    told = [item for item in items if item.kind == "beaten" or (item.kind == "absent" and item.matters)]
+    for item in told:
+        lines += page.wrap(f"{item.rule}: {item.reason}", first=first)
+    for kind in ("absent", "impossible", "undecided"):
+        rest = [item for item in items if item.kind == kind and item not in told]
+        names = [item.rule + (f" ({item.short})" if item.short and kind == "impossible" else "") for item in rest]
+        if names:
+            lines += page.wrap(f"{sections.KIND_TITLES[kind]}: {', '.join(names)}", first=first)
     return lines
 
 
@@ -285,14 +296,14 @@ def _fallbacks(page: Page, report: Report) -> list[str]:
     lines = page.heading("If a measurement disappoints, in this order") if report.plan.fallbacks else []
     remedies = {f.rule: f.remedy for f in report.findings}
     for number, item in enumerate(report.plan.fallbacks, 1):
-        remedy = remedies.get(item.rule, "")
+        remedy = remedies.get(item.rule, "").split(". ")[0].rstrip(".")
         text = f"if {item.if_}: {remedy or item.rule}" + (f" ({item.rule})" if remedy else "")
         lines += page.wrap(text, first=f"{INDENT}{number} ")
     return lines
 
 
 def _unknowns(page: Page, report: Report) -> list[str]:
-    items = sections.unknowns(report)
+    items = evidence.unknowns(report)
     lines = page.heading("Not known, and how to find out") if items else []
     for item in items:
         text = f"{', '.join(item.facts)}: {item.find_out or 'no way known'}"

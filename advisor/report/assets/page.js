@@ -151,7 +151,7 @@
       y: { type: "log", label: "TFLOPS of one GPU", domain: [least, peaks.at(-1) * 1.6], ticks: powers(least, peaks.at(-1)), tickFormat: (d) => figure(d, 1) },
       marks: [
         Plot.line(roofs, { x: "x", y: "y", z: "peak", stroke: color("total"), strokeWidth: 1.5 }),
-        Plot.text(peaks, { x: (d) => (d * 1000) / bandwidth, y: (d) => d, text: (d) => `${whole(d)} TFLOPS`, dx: 4, dy: -7, textAnchor: "start", fill: color("quiet") }),
+        Plot.text(peaks, { x: (d) => (d * 1000) / bandwidth, y: (d) => d, text: (d) => `${whole(d)} TFLOPS`, dx: -6, dy: -3, textAnchor: "end", fill: color("quiet") }),
         Plot.dot(points, { x: "flops_per_byte", y: "tflops", r: 5, symbol: (d) => (d.phase === "prefill" ? "square" : "circle"), fill: (d) => color(d.label === "plan" ? "plan" : "other") }),
         ...[["plan", -12], ["baseline", 13]].map(([label, dy]) =>
           Plot.text(points.filter((d) => (d.label === "plan") === (label === "plan")), {
@@ -212,14 +212,13 @@
   }
 
   function predicted(holder, rows) {
-    const named = rows.map((row) => ({ ...row, name: `${row.step} · ${row.metric}` }));
-    const cut = (text) => (text.length > 34 ? `${text.slice(0, 33)}…` : text);
+    const named = rows.map((row) => ({ ...row, name: `step ${row.number}, ${row.metric}` }));
     plot(holder, {
       height: 64 + rows.length * 26,
-      marginLeft: 220,
+      marginLeft: 145,
       marginRight: 40,
-      x: { label: "measured, as a multiple of what was expected", ticks: 5, ...below },
-      y: { domain: named.map((row) => row.name), label: null, tickSize: 0, tickFormat: cut },
+      x: { label: "measured ÷ expected", ticks: 5, ...below },
+      y: { domain: named.map((row) => row.name), label: null, tickSize: 0 },
       marks: [
         Plot.ruleX([1], { stroke: color("plan"), strokeWidth: 1.5 }),
         Plot.link(named.filter((d) => d.ratio_low !== null), { x1: "ratio_low", x2: "ratio_high", y: "name", stroke: color("other"), strokeWidth: 8, strokeOpacity: 0.4 }),
@@ -348,7 +347,7 @@
 
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details:not([open])")];
+    opened = [...document.querySelectorAll("details:not([open], .long)")];
     opened.forEach((one) => { one.open = true; });
   });
   addEventListener("afterprint", () => opened.forEach((one) => { one.open = false; }));
