@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from advisor.errors import NotPossible
 from advisor.estimator.arrivals import Request, drawn
 from advisor.estimator.constants import constants_of
-from advisor.estimator.deployment import DEFAULT_BATCH, DEFAULT_TOKENS, check
+from advisor.estimator.deployment import check
 from advisor.estimator.drafting import Speculating, speculating
+from advisor.estimator.engines import runtime_of
 from advisor.estimator.inflight import InFlight
 from advisor.estimator.memory import parts, sequence_bytes
 from advisor.estimator.replica import Outcome, Server, Step, StepCosts, share, shared_tokens, takes
@@ -64,21 +65,23 @@ def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
             where=gpu.name,
             hint="name a known GPU",
         )
-    tokens, slots = deployment.max_num_tokens or DEFAULT_TOKENS, deployment.max_batch_size or DEFAULT_BATCH
+    host = runtime_of(engine, gpu.id)
+    tokens, slots = deployment.max_num_tokens or host.tokens, deployment.max_batch_size or host.batch
+    width = deployment.tensor_parallel if deployment.attention_dp else 1
     step = speculating(step_time(constants, model, deployment, engine), model, deployment)
     memory = parts(model, gpu, deployment, engine, tokens, slots)
     cache = None
     if memory.cache is not None:
         if memory.cache <= 0:
             raise NotPossible("the weights leave no room for the KV cache", where=gpu.name, hint="more GPUs or fewer bits")
-        ranks_cache = memory.cache * (deployment.tensor_parallel if deployment.attention_dp else 1)
+        ranks_cache = memory.cache * width
 
         def cache(length: float) -> float:
             return sequence_bytes(memory, length) / ranks_cache
 
     server = Server(
-        slots=slots,
-        budget=tokens,
+        slots=slots * width,
+        budget=tokens * width,
         batching=deployment.batching,
         chunked=deployment.chunked_prefill,
         evicts=deployment.scheduler_policy == "max_utilization",
