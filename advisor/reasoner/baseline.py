@@ -10,7 +10,7 @@ from advisor.types import Deployment, Load, Model, Profile, Traffic, WeightForma
 
 
 def baseline_deployment(profile: Profile) -> Deployment:
-    """The checkpoint in its own format with in-flight batching, no speculation, and the fewest GPUs a replica.
+    """The checkpoint in its own format, batched as today (in flight unless said otherwise), on the fewest GPUs a replica.
 
     A replica gets the smallest tensor parallel (then, beyond a node or the attention heads, pipeline stages) on which
     weights and one request fit; the other GPUs are further replicas. Where none is known to fit: all GPUs. The KV cache has
@@ -24,6 +24,7 @@ def baseline_deployment(profile: Profile) -> Deployment:
             pipeline_parallel=pipeline,
             weights=checkpoint_format(model) or "bf16",
             kv_cache=(model.quantized and model.quantized.kv_cache) or "bf16",
+            batching=profile.engine.batching or "in-flight",
             replicas=gpu.count // (tensor * pipeline),
         )
         try:

@@ -70,14 +70,18 @@ def layout_of(deployment: Deployment) -> Layout:
     return Layout(*(getattr(deployment, field) for field in LAYOUT))
 
 
-def layouts(model: Model, gpu: Gpu, options: tuple[Option, ...], *, spare: bool = False) -> tuple[Layout, ...]:
-    """Every way to spread a model over the GPUs, smallest tensor parallel first.
+def layouts(
+    model: Model, gpu: Gpu, baseline: Deployment, options: tuple[Option, ...], *, spare: bool = False
+) -> tuple[Layout, ...]:
+    """Every way to spread a model over the GPUs, smallest tensor parallel first; only the baseline's where no rule asks.
 
     Tensor parallelism stays within a node and is a power of two up to the attention heads; pipeline parallelism is added
     only across nodes; expert parallelism and attention-DP only where a fired rule names them. All GPUs are used by
     replicas; with `spare`, fewer replicas are tried too (the cheapest deployment may leave GPUs free).
     """
     fields = {field for option in options for field in option.changes}
+    if not fields & set(LAYOUT):
+        return (layout_of(baseline),)
     node = min(gpu.count, gpu.gpus_per_node)
     found: list[Layout] = []
     tensor = 1
@@ -96,7 +100,7 @@ def layouts(model: Model, gpu: Gpu, options: tuple[Option, ...], *, spare: bool 
                     continue
                 found.append(Layout(tensor, stages, expert, dp, replicas))
         tensor *= 2
-    return tuple(found)
+    return tuple(found) or (layout_of(baseline),)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from advisor.errors import NotPossible
 from advisor.estimator.accuracy import expected_loss
 from advisor.estimator.deployment import estimate
 from advisor.reasoner.baseline import baseline_deployment, load_of
-from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
+from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layouts
 from advisor.reasoner.choice import Tried, choose, violations, worth
 from advisor.reasoner.drafts import fill_speculation
 from advisor.reasoner.rulebook import Rulebook
@@ -74,7 +74,7 @@ def decide(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], 
             hint="try another GPU, or more of them (--gpu, --gpus)",
         )
     fired = fired_options(rulebook.rules, findings)
-    spread = layouts(profile.model, profile.gpu, fired, spare=profile.goal.objective == "cost") or (layout_of(baseline),)
+    spread = layouts(profile.model, profile.gpu, baseline, fired, spare=profile.goal.objective == "cost")
     alone = Tried(Candidate(baseline, ()), first)
     plain = tuple(option for option in fired if "speculation" not in option.changes)
     chosen, feasible = choose([*search.try_all(baseline, plain, spread), alone], profile.goal)

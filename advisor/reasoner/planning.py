@@ -14,10 +14,6 @@ from advisor.reasoner.rulebook import Rulebook
 from advisor.reasoner.shortfall import find_shortfall
 from advisor.types import Deployment, Estimate, Finding, Plan, Profile, Step
 
-# The rule that a step belongs to when the plan spreads the model over the GPUs in another way than the baseline and no
-# fired rule names that field: spreading is always searched.
-LAYOUT_RULE = "model-exceeds-gpu/tensor-parallel"
-
 
 def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...]) -> Plan:
     """The Plan for a profile: a pure function of its arguments. Raises NotPossible when not even the baseline can be."""
@@ -86,8 +82,9 @@ def _changes_by_rule(baseline: Deployment, chosen: Tried, options: tuple[Option,
         name: getattr(chosen.deployment, name) for name in LAYOUT if getattr(chosen.deployment, name) != getattr(baseline, name)
     }
     if moved:
-        owners = [option.rule for option in options if option.is_layout and set(option.changes) & set(moved)]
-        changes[owners[0] if owners else LAYOUT_RULE] = moved
+        layout = [option for option in options if option.is_layout]
+        owner = next((option for option in layout if set(option.changes) & set(moved)), layout[0])
+        changes[owner.rule] = moved
     return changes
 
 

@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 
 from advisor.reasoner.candidates import LAYOUT, changes_of
 from advisor.reasoner.choice import Tried, violations, worth
+from advisor.reasoner.fallbacks import LEAVES
 from advisor.reasoner.rulebook import Rulebook
 from advisor.types import Deployment, Estimate, Evidence, Finding, Plan, Profile, Rejection, Rule, Speculation, Step
 
 Estimator = Callable[[Deployment], Estimate | None]
+
+ORDER = ("fires", "blocked", "silent", "unknown")
+# Differences that nobody could measure are not worth a reader's time.
+NOTHING = 0.005
 
 FORMAT_NAMES = {
     "bf16": "BF16",
@@ -37,17 +42,19 @@ def rejections(
     estimate: Estimator,
 ) -> tuple[Rejection, ...]:
     """Every rule that would change the deployment and does not, with the plan's figures against the figures with it."""
-    done = {step.rule for step in steps}
+    done = {step.rule for step in steps} | set(chosen.candidate.rules)
     verdicts = {finding.rule: finding for finding in findings}
     found = []
     for rule in rulebook.rules:
         finding = verdicts.get(rule.id)
-        if rule.id in done or finding is None or not rule.applies.deployment or _already_so(rule, chosen.deployment):
+        if finding is None or not rule.applies.deployment or rule.id in done or rule.applies.action in LEAVES:
+            continue
+        if _already_so(rule, chosen.deployment) or (finding.verdict == "fires" and set(rule.applies.deployment) <= set(LAYOUT)):
             continue
         with_it = None if finding.verdict == "blocked" else _with(rule, chosen, tried, estimate)
         reason = _reason(finding, rule, with_it, chosen.estimate, profile)
-        found.append(Rejection(rule=rule.id, reason=reason, estimate=with_it))
-    return tuple(found)
+        found.append((ORDER.index(finding.verdict), Rejection(rule=rule.id, reason=reason, estimate=with_it)))
+    return tuple(rejection for _, rejection in sorted(found, key=lambda one: (one[0], one[1].rule)))
 
 
 def _already_so(rule: Rule, deployment: Deployment) -> bool:
@@ -81,6 +88,8 @@ def _reason(finding: Finding, rule: Rule, with_it: Estimate | None, plan: Estima
     elif finding.verdict == "unknown":
         unknown = [one for one in finding.evidence if one.holds is None]
         parts.append("not known: " + "; ".join(f"{one.condition} ({one.find_out or 'measure it'})" for one in unknown))
+    if finding.verdict != "fires" and with_it is not None and _same(with_it, plan):
+        return "; ".join([*parts, "it would change nothing here"])
     figures = compare(with_it, plan, profile)
     if figures:
         parts.append(figures)
@@ -97,6 +106,11 @@ def _list(evidence: tuple[Evidence, ...], *, failing: bool, names: tuple[str, ..
 def _other_side(one: Evidence) -> str:
     literal = one.condition.split()[-1]
     return "" if literal == str(one.right) or show(one.right) in one.condition else f" against {show(one.right)}"
+
+
+def _same(one: Estimate, other: Estimate) -> bool:
+    pairs = ((one.output_tokens_per_s, other.output_tokens_per_s), (one.itl_ms, other.itl_ms), (one.ttft_ms, other.ttft_ms))
+    return one.fits == other.fits and all(a == b or (a and b and abs(a / b - 1) < NOTHING) for a, b in pairs)
 
 
 def compare(with_it: Estimate | None, plan: Estimate, profile: Profile) -> str:
