@@ -50,14 +50,16 @@ def waterfall(report: Report) -> list[Data]:
     found = []
     rows = sections.rows(report)
     for metric in sections.METRICS[:3]:
-        values = [(n, sections.number(row.estimate, metric)) for n, row in enumerate(rows)]
+        values = [(n, sections.number(row.estimate, metric)) for n, row in enumerate(rows) if row.step or n == 0]
         known = [(n, value) for n, value in values if value is not None]
         if len(known) < 2:
             continue
         bars: list[Data] = [_bar("baseline" if known[0][0] == 0 else f"step {known[0][0]}", 0, known[0][1], "total")]
         for (_, before), (n, after) in pairwise(known):
+            if after == before:
+                continue
             better = (after - before) * metric.better
-            bars.append(_bar(f"step {n}", before, after, "better" if better > 0 else "worse" if better < 0 else "same"))
+            bars.append(_bar(f"step {n}", before, after, "better" if better > 0 else "worse"))
         bars.append(_bar("plan", 0, known[-1][1], "total"))
         limit = {"ttft_ms": report.plan.goal.ttft_ms, "itl_ms": report.plan.goal.itl_ms}.get(metric.name)
         found.append({"metric": metric.title, "unit": metric.unit, "bars": bars, "limit": limit})

@@ -7,7 +7,7 @@ from typing import Literal
 
 from advisor.report import units
 from advisor.report.deployments import describe_changes, short_deployment
-from advisor.report.evidence import compared
+from advisor.report.evidence import compared, unknown_facts
 from advisor.types import Change, Estimate, Finding, Flip, Loss, Memory, Report, Scalar, Step
 
 BASES = {
@@ -111,12 +111,14 @@ def input_lines(report: Report) -> tuple[tuple[str, str], ...]:
 
 
 def rows(report: Report) -> tuple[Row, ...]:
-    """The lines of the decision table: the baseline, then what holds after each step."""
+    """The decision table: the baseline, what holds after each step, and the plan where its last step moved nothing."""
     plan = report.plan
     steps = [
         Row(f"{n} {'keep ' if is_kept(report, s) else ''}{describe_changes(s.changes)}", s.after, s)
         for n, s in enumerate(plan.steps, 1)
     ]
+    if steps and repeats(steps[-1]):
+        steps.append(Row(f"plan: {short_deployment(plan.deployment)}", plan.expected))
     return (Row(f"baseline: {short_deployment(plan.baseline_deployment)}", plan.baseline), *steps)
 
 
@@ -254,7 +256,8 @@ def left_out(report: Report) -> tuple[LeftOut, ...]:
         finding = findings.get(rejection.rule)
         kind = KINDS[finding.verdict] if finding else "beaten"
         matters = _differs(rejection.estimate, report.plan.expected)
-        items.append(LeftOut(rejection.rule, kind, rejection.reason, _deciding(finding), matters))
+        reason = f"waits for {', '.join(_waits(finding))}" if finding and kind == "undecided" else rejection.reason
+        items.append(LeftOut(rejection.rule, kind, reason, _deciding(finding), matters))
     named = {item.rule for item in items}
     for finding in report.findings:
         if finding.verdict == "blocked" and finding.rule not in named | done:
@@ -262,6 +265,10 @@ def left_out(report: Report) -> tuple[LeftOut, ...]:
             reason = f"the problem is real, the remedy impossible here: {short or 'see its evidence'}"
             items.append(LeftOut(finding.rule, "impossible", reason, short, False))
     return tuple(items)
+
+
+def _waits(finding: Finding) -> list[str]:
+    return list(dict.fromkeys(name for item in finding.evidence if item.holds is None for name in unknown_facts(item)))
 
 
 def _deciding(finding: Finding | None) -> str:

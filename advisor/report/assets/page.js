@@ -76,7 +76,7 @@
 
   function waterfall(holder, metrics) {
     for (const [cell, { metric, unit, bars, limit }] of cells(holder, metrics)) {
-      const kind = { total: "total", better: "better", worse: "worse", same: "other" };
+      const kind = { total: "total", better: "better", worse: "worse" };
       const most = Math.max(...bars.flatMap((bar) => [bar.from, bar.to]), limit ?? 0);
       plot(cell, {
         height: 60 + bars.length * 24,
@@ -88,7 +88,7 @@
           Plot.barX(bars, { x1: "from", x2: "to", y: "label", fill: (d) => color(kind[d.kind]), insetTop: 3, insetBottom: 3 }),
           Plot.text(bars, {
             x: (d) => Math.max(d.from, d.to), y: "label", dx: 5, textAnchor: "start", fill: color("ink"),
-            text: (d) => (d.kind === "total" ? figure(d.to) : d.to === d.from ? "±0" : `${d.to > d.from ? "+" : "−"}${figure(Math.abs(d.to - d.from), 2)}`),
+            text: (d) => (d.kind === "total" ? figure(d.to) : `${d.to > d.from ? "+" : "−"}${figure(Math.abs(d.to - d.from), 2)}`),
           }),
           limit === null ? null : Plot.ruleX([limit], { stroke: color("limit"), strokeDasharray: "4,3", strokeWidth: 1.5 }),
         ],
