@@ -250,6 +250,16 @@ def test_other_values():
     assert yaml.safe_load(write_serving(*PLANS["as it is"])["trtllm.yaml"])["kv_cache_config"]["dtype"] == "auto"
 
 
+@pytest.mark.parametrize(
+    ("running", "dp", "largest"), [(100.0, False, None), (300.0, False, 512), (9000.0, False, 2048), (2000.0, True, 256)]
+)
+def test_graphs_reach_up_to_the_requests_in_flight(running, dp, largest):
+    made = plan(tensor_parallel=8, attention_dp=dp)
+    made = made.model_copy(update={"expected": ESTIMATE.model_copy(update={"concurrency": running})})
+    config = yaml.safe_load(write_serving(made, profile())["trtllm.yaml"])
+    assert config["cuda_graph_config"].get("max_batch_size") == largest
+
+
 def test_prompts_longer_than_a_step_are_warned_of():
     made, given_profile = plan(), profile(isl=20_000.0)
     assert "careful: prompts of more than 8,192 tokens" in write_serving(made, given_profile)["trtllm.yaml"]

@@ -17,6 +17,10 @@ from advisor.types import Plan, Profile, Speculation
 CONFIG = "trtllm.yaml"
 DEFAULT_TOKENS = 8192
 """max_num_tokens of trtllm-serve when nothing sets it"""
+DEFAULT_BATCH = 2048
+"""max_batch_size of trtllm-serve when nothing sets it"""
+DEFAULT_GRAPHS = 128
+"""the largest batch that a CUDA graph is made for when nothing sets it"""
 CACHE_SHARE = 0.9
 """kv_cache_config.free_gpu_memory_fraction of both versions when nothing sets it"""
 _METHODS = {
@@ -145,7 +149,7 @@ def _options(plan: Plan, profile: Profile, version: str) -> dict[str, Any]:
         options["gpus_per_node"] = Setting(profile.gpu.gpus_per_node, "the machines")
     batch = deployment.max_batch_size
     if batch is not None:
-        options["max_batch_size"] = told(batch, "max_batch_size", 2048)
+        options["max_batch_size"] = told(batch, "max_batch_size", DEFAULT_BATCH)
         if deployment.attention_dp:
             batch = math.ceil(batch / deployment.tensor_parallel)
             options["max_batch_size"] = Setting(batch, f"plan: {deployment.max_batch_size} over the ranks of attention DP")
@@ -165,8 +169,9 @@ def _options(plan: Plan, profile: Profile, version: str) -> dict[str, Any]:
     options["scheduler_config"] = {"capacity_scheduler_policy": Setting(policy, reason + in_flight)}
     if deployment.cuda_graphs:
         graphs: dict[str, Setting] = {"enable_padding": Setting(True, why.get("cuda_graphs", "plan"))}
-        if batch is not None:
-            graphs["max_batch_size"] = Setting(batch, "max_batch_size: graphs up to the largest batch")
+        sizes = _graph_sizes(plan, batch)
+        if sizes is not None:
+            graphs["max_batch_size"] = sizes
         options["cuda_graph_config"] = graphs
     else:
         options["cuda_graph_config"] = told(None, "cuda_graphs")
@@ -179,6 +184,20 @@ def _options(plan: Plan, profile: Profile, version: str) -> dict[str, Any]:
             )
         options["speculative_config"] = _speculation(deployment.speculation, version, why.get("speculation", "plan"))
     return options
+
+
+def _graph_sizes(plan: Plan, batch: int | None) -> Setting | None:
+    """The largest batch with a graph: max_batch_size, else the requests that will be in flight; None: 128 will do."""
+    if batch is not None:
+        return Setting(batch, "max_batch_size: graphs up to the largest batch")
+    deployment = plan.deployment
+    ranks = deployment.replicas * (deployment.tensor_parallel if deployment.attention_dp else 1)
+    running = math.ceil((plan.expected.concurrency or 0) / ranks)
+    if running <= DEFAULT_GRAPHS:
+        return None
+    return Setting(
+        min(2 ** math.ceil(math.log2(running)), DEFAULT_BATCH), f"plan: about {running:,} requests in flight at once"
+    )
 
 
 def _cache_dtype(plan: Plan, profile: Profile) -> str:

@@ -83,6 +83,10 @@ def notes(plan: Plan) -> list[str]:
     found = ["not checked against an argument schema: none is kept here for vLLM"]
     if deployment.scheduler_policy == "max_utilization":
         found.append("max_utilization has no option: vLLM admits what fits now and preempts when the cache runs out")
+    if deployment.speculation is not None and deployment.speculation.method in ("draft", "mtp"):
+        found.append(
+            "the method's name is that of vLLM in 2026 (vllm/config/speculative.py @ 002e77c1); older ones may lack it"
+        )
     if deployment.speculation is not None and deployment.speculation.max_concurrency is not None:
         found.append(
             f"speculation is not switched off above {deployment.speculation.max_concurrency} requests: no option for it"
