@@ -10,7 +10,7 @@ import pytest
 from advisor import library
 from advisor.errors import FileProblem, InputError, RuleProblem, UnknownName
 from advisor.reasoner.rule_file import KEYS, read_folder, read_rule
-from advisor.reasoner.rulebook import Rulebook, check_set, lint, load_rules
+from advisor.reasoner.rulebook import Rulebook, check_set, lint, load_rules, rules_in
 from advisor.types import Deployment, Rule
 
 FIXTURES = Path(__file__).parent / "fixtures" / "rules"
@@ -226,6 +226,16 @@ def test_a_rule_by_its_id() -> None:
     with pytest.raises(UnknownName, match="unknown rule") as caught:
         rulebook.rule(first.id[:-1])
     assert first.id in caught.value.hint
+
+
+def test_the_rules_of_a_folder_alone(folder: Path) -> None:
+    assert [rule.id for rule in rules_in(folder)] == ["cache-too-small/shrink-cache", "cache-too-small/take-fewer"]
+    assert rules_in() == load_rules().rules
+    change(folder, "safety: lossy", "safety: y")
+    with pytest.raises(RuleProblem, match="safety is never"):
+        rules_in(folder)
+    with pytest.raises(FileProblem, match="not a folder"):
+        rules_in(folder / "nothing")
 
 
 def test_rules_are_ordered_by_id() -> None:

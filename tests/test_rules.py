@@ -154,6 +154,21 @@ def test_a_verdict_that_no_case_has_is_noticed() -> None:
     assert check_rule(only).missing == ("silent", "blocked or unknown")
 
 
+def test_a_line_between_two_whole_facts_is_moved_by_one() -> None:
+    rule = fixture("take-fewer").model_copy(update={"when": ("gpu.count > baseline.tensor_parallel",)})
+    assert [mutant.changed for mutant in mutants(rule)] == [
+        "gpu.count >= baseline.tensor_parallel",
+        "gpu.count > baseline.tensor_parallel + 1",
+        "gpu.count > baseline.tensor_parallel - 1",
+    ]
+    cases = [
+        RuleCase(name=str(count), facts={"gpu.count": count, "baseline.tensor_parallel": 2}, verdict=verdict)
+        for count, verdict in ((2, "silent"), (3, "fires"))
+    ]
+    assert check_rule(rule.model_copy(update={"tests": tuple(cases)})).failures == ()
+    assert len(check_rule(rule.model_copy(update={"tests": (cases[0],)})).unnoticed) == 1
+
+
 def test_every_numeric_line_is_moved_up_down_and_flipped() -> None:
     assert [mutant.changed for mutant in mutants(fixture())] == [
         "baseline.kv_share >= 0.3",

@@ -40,11 +40,12 @@ class Mutant(NamedTuple):
     """how, for people"""
     when: tuple[Condition, ...]
     requires: tuple[Condition, ...]
-    scaled: str = ""
-    """a fact on the right of the changed line, to be multiplied by `factor` there"""
-    factor: float = 1.0
-    position: int = 0
+    position: int
     """of the changed line among when + requires"""
+    moved: str = ""
+    """a fact on the right of the changed line, to be multiplied by `factor` and moved by `shift` there"""
+    factor: float = 1.0
+    shift: int = 0
 
 
 class RuleCheck(NamedTuple):
@@ -94,31 +95,43 @@ def mutants(rule: Rule) -> Iterator[Mutant]:
     """The rule with each numeric comparison moved a step up, a step down, and with its boundary on the other side."""
     lines = [parse(line) for line in (*rule.when, *rule.requires)]
     for position, condition in enumerate(lines):
-        for changed, text, factor in _moved(condition):
-            every = [*lines[:position], changed, *lines[position + 1 :]]
+        for change in _changes(condition):
+            every = [*lines[:position], change.condition, *lines[position + 1 :]]
             when, requires = tuple(every[: len(rule.when)]), tuple(every[len(rule.when) :])
-            scaled = str(condition.right) if factor != 1.0 else ""
-            yield Mutant(condition.text, text, when, requires, scaled, factor, position)
+            moved = str(condition.right) if condition.right_is_fact else ""
+            yield Mutant(condition.text, change.text, when, requires, position, moved, change.factor, change.shift)
 
 
-def _moved(condition: Condition) -> Iterator[tuple[Condition, str, float]]:
-    """(changed condition, its text, factor on the right-hand fact)."""
-    right, operator = condition.right, condition.operator
-    if FACTS[condition.left].kind != "number" or isinstance(right, tuple):
+class _Change(NamedTuple):
+    """Another comparison, or the same with the fact on its right moved."""
+
+    condition: Condition
+    text: str
+    factor: float = 1.0
+    shift: int = 0
+
+
+def _changes(condition: Condition) -> Iterator[_Change]:
+    left, operator, right = condition.left, condition.operator, condition.right
+    if FACTS[left].kind != "number" or isinstance(right, tuple):
         return
     if operator in _FLIPPED:
         flipped = _FLIPPED[operator]
-        yield condition._replace(operator=flipped), f"{condition.left} {flipped} {right}", 1.0
+        yield _Change(condition._replace(operator=flipped), f"{left} {flipped} {right}")
     if condition.right_is_fact:
-        for factor in (1 + STEP, 1 - STEP):
-            yield condition, f"{condition.left} {operator} {factor:g} * {right}", factor
+        if FACTS[left].whole and FACTS[str(right)].whole:
+            yield _Change(condition, f"{left} {operator} {right} + 1", shift=1)
+            yield _Change(condition, f"{left} {operator} {right} - 1", shift=-1)
+        else:
+            yield _Change(condition, f"{left} {operator} {1 + STEP:g} * {right}", factor=1 + STEP)
+            yield _Change(condition, f"{left} {operator} {1 - STEP:g} * {right}", factor=1 - STEP)
         return
     assert isinstance(right, (int, float))
     step = abs(right) * STEP or LEAST_STEP_AT_ZERO
-    if FACTS[condition.left].whole:
+    if FACTS[left].whole:
         step = max(1, round(step))
     for value in (right + step, right - step):
-        yield condition._replace(right=value), f"{condition.left} {operator} {value:g}", 1.0
+        yield _Change(condition._replace(right=value), f"{left} {operator} {value:g}")
 
 
 def _differs(mutant: Mutant, result: CaseResult) -> bool:
@@ -126,8 +139,8 @@ def _differs(mutant: Mutant, result: CaseResult) -> bool:
     holds = []
     for position, condition in enumerate((*mutant.when, *mutant.requires)):
         given = facts
-        value = facts.get(mutant.scaled)
-        if position == mutant.position and mutant.scaled and isinstance(value, (int, float)):
-            given = facts | {mutant.scaled: value * mutant.factor}
+        value = facts.get(mutant.moved)
+        if position == mutant.position and isinstance(value, (int, float)):
+            given = facts | {mutant.moved: value * mutant.factor + mutant.shift}
         holds.append(evaluate(condition, given).holds)
     return verdict(holds[: len(mutant.when)], holds[len(mutant.when) :]) != result.got

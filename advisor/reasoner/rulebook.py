@@ -48,6 +48,19 @@ def load_rules(overlay: Path | None = None, *, today: date | None = None) -> Rul
     return Rulebook(tuple(rules[rule_id] for rule_id in sorted(rules)), overrides)
 
 
+def rules_in(folder: Path | None = None) -> tuple[Rule, ...]:
+    """The rules that are written in a folder (the shipped one without), for testing them by themselves, ordered by id.
+
+    Raises the first problem of their files; FileProblem without a folder.
+    """
+    folder = folder or library.RULES
+    if not folder.is_dir():
+        raise FileProblem("this is not a folder of rules", where=str(folder), hint="give a folder of <problem>/<remedy>.yaml")
+    files = read_folder(folder, str(folder))
+    _raise_first(problem for file in files for problem in file.problems)
+    return tuple(sorted((file.rule for file in files if file.rule is not None), key=lambda rule: rule.id))
+
+
 def lint(folder: Path, *, today: date | None = None) -> tuple[InputError, ...]:
     """Every problem of a folder of rules, in the files' order: of each file, of the overlay, and between the rules.
 
