@@ -425,6 +425,23 @@ class Estimate(Value):
     notes: tuple[str, ...] = ()
 
 
+class TrainingCost(Value):
+    """What training would cost, as ranges from published runs."""
+
+    method: Literal["qat", "qad", "distillation", "draft_head"]
+    gpu_hours: tuple[float, float]
+    """on this GPU, low and high"""
+    tokens: tuple[float, float]
+    """that are trained on"""
+    flops_per_token: float
+    utilisation: tuple[float, float]
+    """model FLOPs over the dense 16-bit peak: the least and the largest published"""
+    least_gpus: int | None
+    """GPUs whose memory holds weights, gradients, optimizer state and a teacher; None: memory not known"""
+    basis: Basis = "published"
+    source: str = ""
+
+
 class Percentiles(Value):
     """A distribution of times in ms."""
 
