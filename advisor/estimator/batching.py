@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from advisor.estimator.drafting import Speculating
 from advisor.estimator.step_time import StepTime
 from advisor.types import Load
 
@@ -23,7 +24,7 @@ class Flow(NamedTuple):
     """seconds from the start of a prompt's prefill to its first token, beside the others"""
 
 
-def in_flight(step: StepTime, sequences: float, isl: float, osl: float, budget: float) -> Flow:
+def in_flight(step: StepTime | Speculating, sequences: float, isl: float, osl: float, budget: float) -> Flow:
     """Steady state with `sequences` always in flight, prompts mixed into the steps, at most `budget` tokens a step.
 
     Each sequence leaves after osl steps and the next one's prompt comes in, so a step carries sequences * isl / osl prompt
@@ -48,7 +49,7 @@ def in_flight(step: StepTime, sequences: float, isl: float, osl: float, budget: 
     return Flow(sequences, mean, rate, first)
 
 
-def run(step: StepTime, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:
+def run(step: StepTime | Speculating, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:
     """A finite run: `requests` requests, all there at the start, `slots` at once; the last wave fills only some slots."""
     if requests <= slots:
         waves = [requests]
@@ -64,7 +65,7 @@ def run(step: StepTime, slots: float, requests: float, isl: float, osl: float, b
     return Flow(full.sequences, full.seconds_per_token, requests * osl / seconds, full.first_token)
 
 
-def static(step: StepTime, sequences: float, isl: float, osl: float, budget: float, idle: float = 0.0) -> Flow:
+def static(step: StepTime | Speculating, sequences: float, isl: float, osl: float, budget: float, idle: float = 0.0) -> Flow:
     """Static batching: a batch is prefilled, decoded until its longest sequence ends, and only then the next one starts.
 
     idle: share of slot-time without work because sequences end at different lengths (static_idle_share).

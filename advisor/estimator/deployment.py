@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from advisor.errors import NotPossible
 from advisor.estimator import batching
 from advisor.estimator.constants import Constants, constants_of
+from advisor.estimator.drafting import Speculating, draft_weight_bytes, speculating
 from advisor.estimator.engines import runtime_of
 from advisor.estimator.memory import GIB, Parts, most_sequences, parts, ranks, sequence_bytes
 from advisor.estimator.step_time import StepParts, StepTime, step_time
@@ -17,6 +18,7 @@ DEFAULT_TOKENS = 8192
 """tokens per step: TensorRT-LLM 1.x max_num_tokens=8192; vLLM max_num_batched_tokens=8192 on these GPUs"""
 DEFAULT_BATCH = 2048
 """sequences per step: TensorRT-LLM max_batch_size=2048"""
+Steps = StepTime | Speculating
 CACHED: dict[tuple[object, ...], Prepared] = {}
 CACHE_SIZE = 512
 
@@ -28,7 +30,7 @@ class Prepared(NamedTuple):
     gpu: Gpu
     memory: Parts
     constants: Constants | None
-    step: StepTime | None
+    step: Steps | None
     tokens: int
     batch: int
 
@@ -63,7 +65,8 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     key = (
         id(model), id(gpu), deployment.tensor_parallel, deployment.pipeline_parallel, deployment.expert_parallel,
         deployment.attention_dp, deployment.weights, deployment.kv_cache, deployment.max_batch_size,
-        deployment.max_num_tokens, deployment.keep_high_precision, engine.name, engine.version, deployment.cuda_graphs,
+        deployment.max_num_tokens, deployment.keep_high_precision, deployment.speculation, engine.name, engine.version,
+        deployment.cuda_graphs,
     )  # fmt: skip
     found = CACHED.get(key)
     if found is not None:  # the entry keeps model and gpu alive, so their ids cannot be taken by others
@@ -73,12 +76,31 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     tokens = deployment.max_num_tokens or host.tokens
     batch = deployment.max_batch_size or host.batch
     constants = constants_of(gpu)
-    step = step_time(constants, model, deployment, engine) if constants is not None else None
-    made = Prepared(model, gpu, parts(model, gpu, deployment, engine, tokens, batch), constants, step, tokens, batch)
+    step: Steps | None = None
+    if constants is not None:
+        step = speculating(step_time(constants, model, deployment, engine), model, deployment)
+    memory = parts(model, gpu, deployment, engine, tokens, batch)
+    if deployment.speculation is not None:
+        memory = _with_draft(memory, model, deployment)
+    made = Prepared(model, gpu, memory, constants, step, tokens, batch)
     if len(CACHED) >= CACHE_SIZE:
         CACHED.clear()
     CACHED[key] = made
     return made
+
+
+def _with_draft(memory: Parts, model: Model, deployment: Deployment) -> Parts:
+    """The ledger with the draft's weights, cut as the model's are; its cache is small and not counted."""
+    assert deployment.speculation is not None
+    draft = draft_weight_bytes(model, deployment.speculation) / ranks(deployment)
+    return memory._replace(weights=memory.weights + draft, cache=None if memory.cache is None else memory.cache - draft)
+
+
+def busy_replicas(deployment: Deployment, load: Load) -> int:
+    """Replicas that have work: fewer requests than replicas leave some idle."""
+    if load.concurrency is None:
+        return deployment.replicas
+    return max(1, min(deployment.replicas, math.ceil(load.concurrency)))
 
 
 def check(model: Model, gpu: Gpu, deployment: Deployment) -> None:
@@ -115,10 +137,10 @@ def check(model: Model, gpu: Gpu, deployment: Deployment) -> None:
 
 
 def _flow(
-    step: StepTime, deployment: Deployment, load: Load, limit: int, tokens: int, notes: list[str]
+    step: Steps, deployment: Deployment, load: Load, limit: int, tokens: int, notes: list[str]
 ) -> tuple[batching.Flow, float]:
     """The steady state of one replica and the seconds that a request waits before its prefill."""
-    replicas = deployment.replicas
+    replicas = busy_replicas(deployment, load)
     isl = max(1.0, load.isl * (1 - (load.shared_prefix if deployment.prefix_reuse else 0.0)))
     osl = max(1.0, load.osl)
     if deployment.batching == "static":
@@ -144,7 +166,7 @@ def _flow(
 
 
 def _at_rate(
-    step: StepTime, rate: float, limit: int, isl: float, osl: float, tokens: int, notes: list[str]
+    step: Steps, rate: float, limit: int, isl: float, osl: float, tokens: int, notes: list[str]
 ) -> tuple[batching.Flow, float]:
     """Requests arriving at `rate` a second: the concurrency whose latency x rate is itself (Little's law), by bisection."""
     top = batching.in_flight(step, float(limit), isl, osl, tokens)
@@ -211,7 +233,7 @@ def _assemble(
     ready: Prepared, deployment: Deployment, load: Load, flow: batching.Flow, wait: float, most: int | None, notes: list[str]
 ) -> Estimate:
     assert ready.step is not None and ready.constants is not None
-    replicas, gpus = deployment.replicas, ranks(deployment) * deployment.replicas
+    replicas, gpus = busy_replicas(deployment, load), ranks(deployment) * deployment.replicas
     saturated = math.isinf(wait)
     ttft = None if saturated else (flow.first_token + wait) * 1e3
     itl = flow.seconds_per_token * 1e3
@@ -236,7 +258,7 @@ def _assemble(
     )  # fmt: skip
 
 
-def _bounds(step: StepTime, load: Load, flow: batching.Flow) -> BoundBy:
+def _bounds(step: Steps, load: Load, flow: batching.Flow) -> BoundBy:
     isl = max(1.0, load.isl)
     decode = step.parts(flow.sequences / step.stages, isl + load.osl / 2, 0.0, 1.0)
     prefill = step.parts(0.0, 1.0, isl * step.width, isl)
