@@ -64,7 +64,9 @@ def _model(config: Configuration, sizes: Sizes, layers: list[Layer], *, name: st
     cached = [layer for layer in layers if layer.attention is not None and layer.cached]
     whole = [layer.attention for layer in cached if layer.mixer != "local" and layer.attention]
     local = [layer.attention for layer in cached if layer.mixer == "local" and layer.attention]
-    typical = (whole or local or [sizes.heads])[0]
+    shapes = {(heads.kv_heads, heads.key_dim) for heads in whole + local}
+    own = sizes.heads
+    typical = own if not shapes or (own.kv_heads, own.key_dim) in shapes else (whole or local)[0]
     plain = 2.0 * typical.kv_heads * typical.key_dim
     latent = float(sizes.mla.kv_lora_rank + sizes.mla.qk_rope_head_dim) if sizes.mla else plain
     times = config.number("attentions_per_layer") or 1
@@ -125,7 +127,7 @@ def _moe(sizes: Sizes, layers: list[Layer]) -> Moe | None:
         return None
     experts = sizes.experts
     return Moe(
-        experts=experts.count,
+        experts=experts.number,
         active=experts.active,
         intermediate=experts.width,
         layers=count,
@@ -136,6 +138,8 @@ def _moe(sizes: Sizes, layers: list[Layer]) -> Moe | None:
 
 def _unknowns(config: Configuration, family: Family, model: Model) -> list[str]:
     notes = []
+    if family.note:
+        notes.append(family.note)
     if family.missing:
         notes.append(family.missing)
     elif not family.known:

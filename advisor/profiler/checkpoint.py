@@ -23,6 +23,8 @@ MODELOPT: dict[str, WeightFormat] = {
     "W4A16_MXFP4": "mxfp4", "W4A8_MXFP4_FP8": "mxfp4", "W4A8_MXFP4_MXFP8": "mxfp4", "MXFP4": "mxfp4",
 }  # fmt: skip
 """quant_algo -> weight format; the words ModelOpt writes and TensorRT-LLM reads (support_matrix, section 4)"""
+GROUP_SIZES = {"nvfp4": 16, "mxfp4": 32}
+"""fixed by the format"""
 KV_CACHE: dict[str, KvFormat] = {
     "FP8": "fp8", "FP8_E4M3": "fp8", "FP8_AFFINE": "fp8", "INT8": "int8", "NVFP4": "nvfp4", "NVFP4_AFFINE": "nvfp4",
 }  # fmt: skip
@@ -51,12 +53,10 @@ def read_quantized(
     method = (read.text("quant_method") or "unknown").lower()
     if record.get("quant_algo") is not None:
         return _modelopt(read)
-    for prefix, reader in _READERS.items():
-        if method.startswith(prefix):
-            found, notes = reader(read)
-            fp4 = found is not None and found.method == "fp8" and config.get("expert_dtype") == "fp4"
-            return _with_fp4_experts(found, notes) if fp4 and found else (found, notes)
-    return _other(read, method)
+    reader = next((reader for prefix, reader in _READERS.items() if method.startswith(prefix)), None)
+    if reader is None:
+        return _other(read, method)
+    return _with_fp4_experts(reader(read)) if method == "fp8" and config.get("expert_dtype") == "fp4" else reader(read)
 
 
 Reading = tuple["Quantized | None", list[str]]
@@ -67,8 +67,8 @@ def _modelopt(record: Configuration) -> Reading:
     if isinstance(inner, Mapping):
         record = Configuration(inner, where=record.where)
     if record.text("quant_algo") is None and record.find("config_groups")[0]:
-        found, notes = _compressed(record)
-        return (found.model_copy(update={"method": "modelopt"}) if found else None), notes
+        found, said = _compressed(record)
+        return (found.model_copy(update={"method": "modelopt"}) if found else None), said
     algorithm = (record.text("quant_algo") or "").upper()
     notes: list[str] = []
     group = _group_size(record)
@@ -76,10 +76,16 @@ def _modelopt(record: Configuration) -> Reading:
         algorithm, group, notes = _most_used(record, group)
     weights = MODELOPT.get(algorithm)
     kv_cache = _kv_cache(record, notes)
-    if not algorithm and kv_cache is None:
-        return None, ["The checkpoint has a ModelOpt record that names no algorithm; its weights are taken as 16 bits."]
-    if algorithm and weights is None:
-        notes.append(f"ModelOpt's {algorithm} is not known here; {METHODS_WITHOUT_BITS}.")
+    if not algorithm:
+        if record.find("quant_algo", "kv_cache_quant_algo")[0] == "" and record.text("quant_method"):
+            notes.append(f"The ModelOpt record names no algorithm; {METHODS_WITHOUT_BITS}.")
+        elif kv_cache is None:
+            return None, []
+        else:
+            weights = "bf16"
+    elif weights is None:
+        notes.append(f"ModelOpt's {algorithm[:40]} is not known here; {METHODS_WITHOUT_BITS}.")
+    group = group or GROUP_SIZES.get(weights or "")
     return Quantized(weights=weights, method="modelopt", kv_cache=kv_cache, group_size=group, excluded=_excluded(record)), notes
 
 
@@ -112,8 +118,11 @@ def _fp8(record: Configuration) -> Reading:
     return Quantized(weights=weights, method="fp8", kv_cache=_kv_cache(record, notes), excluded=_excluded(record)), notes
 
 
-def _with_fp4_experts(quantized: Quantized, notes: list[str]) -> Reading:
+def _with_fp4_experts(found: Reading) -> Reading:
     """DeepSeek-V4 names its experts' format apart (expert_dtype): they are most of the weights."""
+    quantized, notes = found
+    if quantized is None:
+        return found
     note = "The experts are in FP4 with a scale per 32 weights, the other linear layers in FP8; counted as MXFP4."
     return quantized.model_copy(update={"weights": "mxfp4", "group_size": 32}), [*notes, note]
 
@@ -137,7 +146,7 @@ def _auto_round(record: Configuration) -> Reading:
 def _integer(record: Configuration, method: str, four: WeightFormat) -> Reading:
     """Weight-only integers: 4 bits under the method's own name, 8 bits as plain INT8."""
     bits = record.number("bits", "w_bit", "wbits")
-    weights: WeightFormat | None = {4: four, 8: "int8_wo"}.get(bits or 4)  # type: ignore[assignment]
+    weights: WeightFormat | None = four if (bits or 4) == 4 else "int8_wo" if bits == 8 else None
     notes = [] if weights else [f"{method} with {bits} bits is not known here; {METHODS_WITHOUT_BITS}."]
     found = Quantized(weights=weights, method=method, group_size=_group_size(record), excluded=_excluded(record))
     return found, notes
@@ -157,6 +166,7 @@ def _compressed(record: Configuration) -> Reading:
     if record.find("sparsity_config.format")[1] not in (None, "dense"):
         notes.append("The checkpoint is also sparse; sparsity is not modelled.")
     weights, size, label = formats[0] if formats else (None, None, "no groups")
+    size = size or GROUP_SIZES.get(weights or "")
     if len({entry[0] for entry in formats}) > 1:
         notes.append(f"Mixed precision: {', '.join(entry[2] for entry in formats)}; counted as the first.")
     if weights is None:
@@ -194,7 +204,7 @@ def _other(record: Configuration, method: str) -> Reading:
     """A method without a format of ours: named, its weights unknown."""
     if method == "bitsandbytes":
         bits = "4 bits" if record.find("load_in_4bit", "_load_in_4bit")[1] is True else "8 bits"
-        note = f"bitsandbytes ({bits}) has no kernels for serving in the engines planned for; {METHODS_WITHOUT_BITS}."
+        note = f"bitsandbytes ({bits}) is not a format planned for here; {METHODS_WITHOUT_BITS}."
     else:
         note = f"The checkpoint is quantized with {method[:40]}, which is not known here; {METHODS_WITHOUT_BITS}."
     return Quantized(weights=None, method=method[:40], excluded=_excluded(record)), [note]

@@ -180,7 +180,7 @@ def _kind(value: object) -> str:
         return repr(value)
     if isinstance(value, str):
         return repr(value if len(value) <= 40 else value[:37] + "...")
-    return {list: "a list", dict: "an object", Mapping: "an object"}.get(type(value), f"a {type(value).__name__}")
+    return "a list" if isinstance(value, list) else "an object"
 
 
 def language_model(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:

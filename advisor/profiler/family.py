@@ -27,8 +27,10 @@ class Family(NamedTuple):
     """what the architecture always has though no key of config.json says so, as if it were such a key"""
     defaults: Mapping[str, Any] = {}
     """what the architecture's configuration class assumes for keys that config.json leaves out"""
+    note: str = ""
+    """a small part of it that is not modelled, one sentence"""
     missing: str = ""
-    """what this program does not model of it, one sentence"""
+    """a large part of it that is not modelled, so that it does not count as known, one sentence"""
 
 
 def find_family(*configs: Mapping[str, Any], where: str) -> Family:
@@ -52,7 +54,8 @@ def find_family(*configs: Mapping[str, Any], where: str) -> Family:
             hint="this program plans for decoder language models",
         )
     missing = facts.get("missing", "")
-    return Family(name, not missing, facts.get("gated"), facts.get("implied", {}), facts.get("defaults", {}), missing)
+    implied, defaults = facts.get("implied", {}), facts.get("defaults", {})
+    return Family(name, not missing, facts.get("gated"), implied, defaults, facts.get("note", ""), missing)
 
 
 def _facts(name: str) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ WIDTH_KEYS = (
 class Experts(NamedTuple):
     """One layer with experts."""
 
-    count: int
+    number: int
     active: int
     width: int
     shared_width: int
@@ -113,9 +113,9 @@ def expert_layer_params(hidden: int, experts: Experts, *, gated: bool) -> dict[s
     inner = experts.latent or hidden
     each = mlp_params(inner, experts.width, gated=gated)
     latent = 2 * hidden * experts.latent if experts.latent else 0
-    router = hidden * experts.count
+    router = hidden * experts.number
     shared = mlp_params(hidden, experts.shared_width, gated=gated)
     return {
-        "experts": experts.count * each + latent, "shared_experts": shared, "router": router,
+        "experts": experts.number * each + latent, "shared_experts": shared, "router": router,
         "active": experts.active * each + latent + shared + router,
     }  # fmt: skip

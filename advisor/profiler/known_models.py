@@ -15,7 +15,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 def known_names() -> dict[str, str]:
     """Short name or hub id, lower case -> file in profiles/models, without suffix."""
-    names: dict[str, str] = profile("models", "_names")
+    names: dict[str, str] = profile("models", "_names") or {}
     return names
 
 
@@ -56,9 +56,23 @@ def read_known(stem: str) -> tuple[Model, dict[str, str]]:
     return model, sources_of(model, where)
 
 
+def relatives(model: Model, sources: dict[str, str]) -> tuple[Model, dict[str, str]]:
+    """The model with the published drafts and smaller siblings of the known model that it is (a copy or fine-tune) by name
+    and sizes; unchanged when there is none."""
+    stem = find_known(model.name)
+    if stem is None:
+        return model, sources
+    known, _ = read_known(stem)
+    if any(getattr(known, size) != getattr(model, size) for size in ("layers", "hidden", "vocab", "heads")):
+        return model, sources
+    where = f"profiles/models/{stem}.yaml"
+    added = {f"model.{name}": where for name in ("drafts", "siblings") if getattr(known, name)}
+    return model.model_copy(update={"drafts": known.drafts, "siblings": known.siblings}), sources | added
+
+
 def sources_of(model: Model, source: str) -> dict[str, str]:
     """Every fact of the model that is known, from one source."""
-    unset = (None, (), {}, 0.0)
+    unset: tuple[object, ...] = (None, (), {}, 0.0)
     return {
         f"model.{name}": source for name in type(model).model_fields if name != "notes" and getattr(model, name) not in unset
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def read_model(name_or_path: str) -> tuple[Model, dict[str, str]]:
     name = name_or_path.strip()
     if not name or "\0" in name or len(name) > 4096:
         raise UnknownName("model", name[:60], (), hint="give a folder, a name of profiles/models or a hub id")
-    path = Path(name).expanduser() if name.startswith("~") else Path(name)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for users that do not exist)
     if _exists(path):
         return read_folder(path)
     if _looks_like_path(name):
@@ -47,4 +48,10 @@ def _exists(path: Path) -> bool:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or name.lower().endswith(_FILE_SUFFIXES)
+    return (
+        name.startswith(("/", ".", "~"))
+        or name.endswith("/")
+        or "\\" in name
+        or name.count("/") > 1
+        or name.lower().endswith(_FILE_SUFFIXES)
+    )

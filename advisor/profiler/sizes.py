@@ -12,7 +12,7 @@ from advisor.profiler.blocks import Overrides, SharedBlock, read_overrides, read
 from advisor.profiler.compressed import Compressed, read_compressed
 from advisor.profiler.configuration import HIDDEN_KEYS, Configuration
 from advisor.profiler.feed_forward import Experts, expert_layer_params, is_gated, mlp_params, read_experts, read_width
-from advisor.profiler.layers import CONTEXT_KEYS, Feed, Kinds, Mixer, layer_count, layer_kinds, window_size
+from advisor.profiler.layers import CONTEXT_KEYS, WINDOW_KEYS, Feed, Kinds, Mixer, layer_count, layer_kinds, window_size
 from advisor.profiler.recurrent import read_recurrent
 from advisor.types import Mla, Recurrent
 
@@ -88,6 +88,9 @@ def read_layers(config: Configuration, sizes: Sizes, notes: list[str]) -> list[L
     compressed = read_compressed(config, sizes.layers, sizes.hidden, sizes.heads.heads, sizes.heads.key_dim)
     shared = read_shared_block(config, sizes.hidden, sizes.heads.heads, sizes.heads.key_dim, sizes.width)
     first_reused = sizes.layers - (config.number("num_kv_shared_layers", low=0) or 0)
+    if compressed is not None:
+        kept = sum(entry.ratio > 0 for entry in compressed) * (config.number(*WINDOW_KEYS) or 0) * sizes.heads.key_dim
+        notes.append(f"Its compressed layers also keep a window of whole tokens, {kept:,} elements a sequence; not counted.")
     crossing = config.items("cross_attention_layers") or []
     if crossing:
         notes.append(f"{len(crossing)} cross-attention layers keep only the image's keys and values; those are not counted.")
