@@ -45,10 +45,11 @@ class Search:
 
 
 def _loss(profile: Profile, deployment: Deployment) -> Loss | None:
-    """On the goal's own metric where it is published, else on benchmark scores."""
+    """On the task that the goal names where it is published, else on benchmark scores: what models of this size have."""
     wanted = profile.goal.accuracy_metric
     formats = (profile.model, deployment.weights, deployment.kv_cache)
-    return expected_loss(*formats, metric=wanted) or expected_loss(*formats)
+    named = expected_loss(*formats, metric=wanted) if wanted.startswith("task:") else None
+    return named or expected_loss(*formats)
 
 
 @dataclass(frozen=True)

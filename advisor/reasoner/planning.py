@@ -18,16 +18,17 @@ from advisor.types import Deployment, Estimate, Finding, Plan, Profile, Step
 def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...]) -> Plan:
     """The Plan for a profile: a pure function of its arguments. Raises NotPossible when not even the baseline can be."""
     search = Search(profile)
+    deciding = Rulebook(tuple(rule for rule in rulebook.rules if rule.applies.deployment))
     decision = decide(profile, rulebook, findings, search)
     chosen, first = decision.chosen, decision.baseline
     steps = _steps(first.deployment, chosen, decision.options, search)
 
     def nearest(moved: Profile) -> tuple[Tried, bool] | None:
-        found = _decided(moved, rulebook)
+        found = _decided(moved, deciding)
         return (found.chosen, found.feasible) if found else None
 
     def chosen_for(moved: Profile) -> Deployment | None:
-        found = _decided(moved, rulebook)
+        found = _decided(moved, deciding)
         return found.chosen.deployment if found else None
 
     return Plan(
