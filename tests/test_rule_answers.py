@@ -9,8 +9,9 @@ import pytest
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
 from advisor.profiler.traffic import adjust, declare_traffic, read_traffic
+from advisor.reasoner.condition import parse
 from advisor.reasoner.diagnosis import diagnose
-from advisor.reasoner.facts import gather_facts
+from advisor.reasoner.facts import CALIBRATION_SENSITIVE, gather_facts
 from advisor.reasoner.rulebook import Rulebook, load_rules
 from advisor.types import Engine, Finding, Goal, Profile, Quantized, Scalar
 
@@ -178,6 +179,13 @@ def test_before_a_measurement_the_rows_that_need_one_say_how_to_find_out(ruleboo
     for rule in asking:
         assert found[rule].verdict == "unknown"
         assert any("advise apply" in one.find_out for one in found[rule].evidence if one.holds is None)
+
+
+def test_the_schemes_that_recalibration_helps_are_the_same_everywhere(rulebook: Rulebook) -> None:
+    asked = next(
+        line for line in rulebook.rule("accuracy-missed/recalibrate").requires if line.startswith("measured.scheme in")
+    )
+    assert parse(asked).right == CALIBRATION_SENSITIVE
 
 
 def test_no_rule_hard_wires_a_compute_capability(rulebook: Rulebook) -> None:
