@@ -90,5 +90,5 @@ def _question(report: Report) -> tuple[str, ...]:
     ):
         if value is not None:
             words += [flag, f"{value:g}"]
-    words += ["--objective", goal.objective, "--engine", engine.name, "--engine-version", engine.version]
+    words += ["--objective", goal.objective, "--engine", engine.name, f"--engine-version={engine.version}"]
     return tuple(words)

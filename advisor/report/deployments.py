@@ -44,7 +44,7 @@ def describe_field(name: str, value: object) -> str:
         "max_num_tokens": "max tokens per step {}",
         "scheduler_policy": "scheduler {}",
     }
-    return words.get(name, name + " {}").format(value)
+    return words[name].format(value) if name in words else f"{name} {value}"
 
 
 def _describe_speculation(value: object) -> str:

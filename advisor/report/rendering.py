@@ -14,7 +14,7 @@ Format = Literal["text", "markdown", "html", "json"]
 def render(report: Report, format: Format, *, width: int = 80, color: bool = False, ascii: bool = False) -> str:
     """The report as a page, ending in a newline.
 
-    width: columns of the text page, 60 to 120. color: ANSI styles in the text page. ascii: a text page for a terminal
+    width: columns of the text page, 77 to 120. color: ANSI styles in the text page. ascii: a text page for a terminal
     that can't show more. The other formats take none of them. The same report gives the same bytes.
     """
     if format == "json":

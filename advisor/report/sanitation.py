@@ -60,5 +60,13 @@ def sanitise(value: Nested, change: Callable[[str], str] = clean) -> Nested:
         items = type(value)(sanitise(item, change) for item in value)
         changed = items if any(new is not old for new, old in zip(items, value, strict=True)) else value
     elif isinstance(value, dict):
-        changed = {sanitise(key, change): sanitise(item, change) for key, item in value.items()}
+        entries: dict[Any, Any] = {}
+        for key, item in value.items():
+            name = sanitise(key, change)
+            while name in entries:
+                name = f"{name}'"
+            entries[name] = sanitise(item, change)
+        pairs = zip(value.items(), entries.items(), strict=True)
+        same = all(key is name and item is new for (key, item), (name, new) in pairs)
+        changed = value if same else entries
     return changed  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ from advisor.report.sanitation import to_ascii
 from advisor.report.sections import METRICS, Reason
 from advisor.types import Estimate, Memory, Report
 
-NARROWEST, WIDEST = 60, 120
+NARROWEST, WIDEST = 77, 120
 INDENT = "  "
 
 
@@ -62,7 +62,7 @@ class Page:
 
 
 def render_text(report: Report, *, width: int = 80, color: bool = False, ascii: bool = False) -> str:
-    """The report as plain text of at most `width` columns (60 to 120). `report` is sanitised already."""
+    """The report as plain text of at most `width` columns (77 to 120). `report` is sanitised already."""
     page = Page(min(max(width, NARROWEST), WIDEST), color, ASCII if ascii else UNICODE)
     parts = (
         _verdict(page, report),

@@ -67,7 +67,7 @@ def pair(left: Scalar, right: Scalar) -> tuple[str, str]:
     """Both sides of a comparison, with as many figures as it takes to tell them apart."""
     if isinstance(left, str | bool) or isinstance(right, str | bool) or left is None or right is None:
         return _side(left), _side(right)
-    for digits in (3, 4, 6, 9):
+    for digits in (3, 4, 5, 6, 9):
         texts = _side(left, digits), _side(right, digits)
         if left == right or texts[0] != texts[1]:
             break
