@@ -321,6 +321,13 @@ def test_replicas_share_the_requests() -> None:
     assert two.ttft_ms == one.ttft_ms
 
 
+def test_fewer_users_than_replicas_leave_some_idle() -> None:
+    one = simulate(LLAMA_8B, H100, Deployment(), Load(isl=512, osl=128, concurrency=1, requests=50))
+    spread = simulate(LLAMA_8B, H100, Deployment(replicas=4), Load(isl=512, osl=128, concurrency=2, requests=100))
+    assert spread.output_tokens_per_s == pytest.approx(2 * one.output_tokens_per_s)
+    assert spread.concurrency == pytest.approx(2.0)
+
+
 def test_weights_that_leave_no_cache_cannot_be_simulated() -> None:
     small = H100.model_copy(update={"memory_gib": 16.0})
     with pytest.raises(NotPossible):

@@ -9,17 +9,19 @@ from collections.abc import Sequence
 from advisor.errors import NotPossible
 from advisor.estimator.arrivals import Request, drawn
 from advisor.estimator.constants import constants_of
-from advisor.estimator.deployment import check
-from advisor.estimator.drafting import Speculating, speculating
+from advisor.estimator.deployment import busy_replicas, check
+from advisor.estimator.drafting import Speculating, draft_weight_bytes, speculating
 from advisor.estimator.engines import runtime_of
 from advisor.estimator.inflight import InFlight
-from advisor.estimator.memory import parts, sequence_bytes
+from advisor.estimator.memory import parts, ranks, sequence_bytes
 from advisor.estimator.replica import Outcome, Server, Step, StepCosts, share, shared_tokens, takes
 from advisor.estimator.step_time import step_time
 from advisor.types import Deployment, Engine, Gpu, Load, Model, Percentiles, Simulated
 
 COUNT = 2000
-"""requests that are drawn when the load names no number of its own"""
+TURNS = 20
+"""requests that are drawn when the load names no number of its own: at least COUNT, and so many for each user of a closed
+loop, so that the start, when all users ask at once, does not rule the percentiles"""
 
 
 def simulate(
@@ -34,7 +36,7 @@ def simulate(
 ) -> Simulated:
     """Simulate one replica of a deployment and scale throughput to all of them.
 
-    requests: a trace (arrivals.from_trace), dealt to the replicas in turn. Without one, load.requests (or COUNT) requests
+    requests: a trace (arrivals.from_trace), dealt to the replicas in turn. Without one, load.requests (or COUNT and more) requests
     with lengths drawn from load.lengths (or all of the mean length) arrive at load.rate as a Poisson process; without a
     rate load.concurrency users ask again as soon as they are answered; without either all are there at the start.
 
@@ -43,13 +45,13 @@ def simulate(
     engine = engine or Engine()
     step, server = _replica(model, gpu, deployment, load, engine)
     users = None
-    replicas = deployment.replicas
+    replicas = busy_replicas(deployment, load) if requests is None and load.rate is None else deployment.replicas
     if requests is None:
         lengths = load.lengths or ((round(load.isl), round(load.osl)),)
-        count = max(1, math.ceil((load.requests or COUNT) / replicas))
-        requests = drawn(lengths, count, rate=load.rate / replicas if load.rate is not None else None, seed=seed)
         if load.rate is None and load.concurrency is not None:
             users = max(1, round(load.concurrency / replicas))
+        count = math.ceil(load.requests / replicas) if load.requests else max(COUNT, TURNS * (users or 0))
+        requests = drawn(lengths, count, rate=load.rate / replicas if load.rate is not None else None, seed=seed)
     else:
         requests = requests[::replicas]
     return replay(requests, step, server, concurrency=users, replicas=replicas)
@@ -70,22 +72,19 @@ def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     width = deployment.tensor_parallel if deployment.attention_dp else 1
     step = speculating(step_time(constants, model, deployment, engine), model, deployment)
     memory = parts(model, gpu, deployment, engine, tokens, slots)
-    cache = None
-    if memory.cache is not None:
-        if memory.cache <= 0:
-            raise NotPossible("the weights leave no room for the KV cache", where=gpu.name, hint="more GPUs or fewer bits")
-        ranks_cache = memory.cache * width
-
-        def cache(length: float) -> float:
-            return sequence_bytes(memory, length) / ranks_cache
-
+    cache = memory.cache
+    if cache is not None and deployment.speculation is not None:
+        cache -= draft_weight_bytes(model, deployment.speculation) / ranks(deployment)
+    if cache is not None and cache <= 0:
+        raise NotPossible("the weights leave no room for the KV cache", where=gpu.name, hint="more GPUs or fewer bits")
+    whole = cache * width if cache is not None else None
     server = Server(
         slots=slots * width,
         budget=tokens * width,
         batching=deployment.batching,
         chunked=deployment.chunked_prefill,
         evicts=deployment.scheduler_policy == "max_utilization",
-        cache_share=cache,
+        cache_share=None if whole is None else (lambda length: sequence_bytes(memory, length) / whole),
         shared_prefix=load.shared_prefix if deployment.prefix_reuse else 0.0,
         tokens_per_step=step.tokens if isinstance(step, Speculating) else 1.0,
         rows=step.draft_len + 1 if isinstance(step, Speculating) else 1,
