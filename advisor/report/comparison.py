@@ -37,6 +37,8 @@ class VerdictChange(Value):
     """the conditions that turned, with both sides' values before and after"""
     facts: tuple[str, ...] = ()
     """the facts that those conditions name"""
+    causes: tuple[str, ...] = ()
+    """what changed in the profile behind it: the facts themselves, or, for computed facts, all that changed"""
 
 
 class FieldChange(Value):
@@ -80,9 +82,10 @@ class Comparison(Value):
 def compare(before: Report, after: Report) -> Comparison:
     """What changed from `before` to `after`, each change with what made it where that can be told."""
     a, b = sanitise(before), sanitise(after)
+    facts = tuple(_facts(a, b))
     return Comparison(
-        facts=tuple(_facts(a, b)),
-        verdicts=tuple(_verdicts(a, b)),
+        facts=facts,
+        verdicts=tuple(_verdicts(a, b, facts)),
         plan=tuple(_plan(a.plan, b.plan)),
         figures=tuple(_figures(a, b)),
         gates=tuple(_gates(a, b)),
@@ -130,19 +133,36 @@ def _differing(old: Mapping[str, Scalar], new: Mapping[str, Scalar]) -> Iterator
 # ---------------------------------------------------------------- verdicts
 
 
-def _verdicts(a: Report, b: Report) -> Iterator[VerdictChange]:
+def _verdicts(a: Report, b: Report, changed: tuple[FactChange, ...]) -> Iterator[VerdictChange]:
     old, new = ({f.rule: f for f in report.findings} for report in (a, b))
     for rule in dict.fromkeys((*old, *new)):
         before, after = old.get(rule), new.get(rule)
         if before is None or after is None or before.verdict != after.verdict:
             turned = tuple(_turned(before, after)) if before and after else ()
+            names = tuple(dict.fromkeys(name for _, names in turned for name in names))
             yield VerdictChange(
                 rule=rule,
                 before=before.verdict if before else None,
                 after=after.verdict if after else None,
                 because=tuple(text for text, _ in turned),
-                facts=tuple(dict.fromkeys(name for _, names in turned for name in names)),
+                facts=names,
+                causes=_causes(names, changed),
             )
+
+
+def _causes(names: tuple[str, ...], changed: tuple[FactChange, ...]) -> tuple[str, ...]:
+    """The changed facts among `names`; where those are computed, every change that they can follow from."""
+    if not names:
+        return ()
+    moved = {change.fact for change in changed}
+    direct = tuple(name for name in names if name in moved or _dotted(name) in moved)
+    return direct or tuple(dict.fromkeys(_thing(fact, moved) for fact in [change.fact for change in changed]))
+
+
+def _thing(fact: str, moved: set[str]) -> str:
+    """What a changed fact belongs to: "model" for another model, "traffic.isl" for its quantiles."""
+    group = fact.split(".")[0]
+    return group if f"{group}.name" in moved else ".".join(fact.split(".")[:2])
 
 
 def _turned(before: Finding, after: Finding) -> Iterator[tuple[str, list[str]]]:
@@ -232,6 +252,9 @@ def show_comparison(comparison: Comparison, format: Literal["text", "json"] = "t
     if comparison.same:
         return "Nothing changed.\n"
     lines = page.wrap(_summary(comparison), first="")
+    if comparison.plan:
+        lines += page.wrap(comparison.verdict_before, first="  before: ")
+        lines += page.wrap(comparison.verdict_after, first="  now:    ")
     for title, items in _items(comparison):
         if items:
             lines += page.heading(title)
@@ -242,11 +265,9 @@ def show_comparison(comparison: Comparison, format: Literal["text", "json"] = "t
 
 def _summary(comparison: Comparison) -> str:
     if comparison.plan:
-        fields = ", ".join(f"{c.field}: {c.before} -> {c.after}" for c in comparison.plan)
-        return f"Another plan. {fields}."
-    return "The plan is the same; " + (
-        "its figures moved." if any(c.of == "plan" for c in comparison.figures) else "so are its figures."
-    )
+        return "Another plan."
+    moved = any(change.of == "plan" for change in comparison.figures)
+    return "The plan is the same; its figures moved." if moved else "The plan is the same, and so are its figures."
 
 
 def _items(comparison: Comparison) -> Iterator[tuple[str, list[str]]]:
@@ -257,13 +278,12 @@ def _items(comparison: Comparison) -> Iterator[tuple[str, list[str]]]:
             for c in comparison.plan
         ],
     )
-    moved = {c.fact for c in comparison.facts}
     yield (
         "Verdicts, and what turned them",
         [
             f"{c.rule}: {c.before or 'not there'} -> {c.after or 'not there'}"
             + (f", because {'; '.join(c.because)}" if c.because else "")
-            + _traced(c.facts, moved)
+            + (f" (follows from {', '.join(c.causes)})" if c.causes else "")
             for c in comparison.verdicts
         ],
     )
@@ -276,12 +296,6 @@ def _items(comparison: Comparison) -> Iterator[tuple[str, list[str]]]:
     yield "Gates", [f"{c.figure}: {c.before or 'not applied'} -> {c.after or 'not applied'}" for c in comparison.gates]
     yield "Overrides", list(comparison.overrides)
     yield "Versions", [f"{c.fact}: {c.before or 'none'} -> {c.after or 'none'}" for c in comparison.versions]
-
-
-def _traced(names: tuple[str, ...], moved: set[str]) -> str:
-    """Which of a condition's facts changed themselves; the others follow from what changed in the profile."""
-    direct = [name for name in names if name in moved or _dotted(name) in moved]
-    return f" (changed itself: {', '.join(direct)})" if direct else ""
 
 
 def _dotted(name: str) -> str:
