@@ -36,9 +36,9 @@ def simulate(
 ) -> Simulated:
     """Simulate one replica of a deployment and scale throughput to all of them.
 
-    requests: a trace (arrivals.from_trace), dealt to the replicas in turn. Without one, load.requests (or COUNT and more) requests
-    with lengths drawn from load.lengths (or all of the mean length) arrive at load.rate as a Poisson process; without a
-    rate load.concurrency users ask again as soon as they are answered; without either all are there at the start.
+    requests: a trace (arrivals.from_trace), dealt to the replicas in turn. Without one, load.requests requests (none named:
+    COUNT or more) with lengths drawn from load.lengths (or all of the mean length) arrive at load.rate as a Poisson process;
+    without a rate load.concurrency users ask again as soon as they are answered; without either all are there at the start.
 
     Raises NotPossible when the weights leave no room for a cache or the GPU's speed is not known.
     """
