@@ -225,6 +225,8 @@ class Model(Value):
     drafts: tuple[Draft, ...] = ()
     siblings: tuple[str, ...] = ()
     """smaller models of the same family in profiles/models, largest first"""
+    checkpoints: dict[str, str] = {}
+    """published checkpoints of this model that are already quantized: weight format -> hub id"""
     notes: tuple[str, ...] = ()
     """what is not known or not modelled, one sentence each"""
 

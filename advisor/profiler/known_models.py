@@ -10,6 +10,7 @@ from advisor.profiler.architecture import describe
 from advisor.profiler.checkpoint import read_quantized
 from advisor.types import Draft, Model
 
+_TUNED = re.compile(r"-(instruct|it|chat)(?=-hf$|$)", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -33,14 +34,22 @@ def find_known(name: str) -> str | None:
     return next((stem for known, stem in names.items() if _squeeze(known) == squeezed), None)
 
 
+def find_variant(name: str) -> str | None:
+    """The file of the base model that an instruction-tuned variant has the architecture of (…-Instruct, -it, -Chat)."""
+    base = _TUNED.sub("", name.strip())
+    return find_known(base) if base != name.strip() else None
+
+
 def _squeeze(name: str) -> str:
     return re.sub(r"[^a-z0-9/]", "", name)
 
 
 def read_known(stem: str) -> tuple[Model, dict[str, str]]:
-    """The Model of a file in profiles/models, and the source of each of its facts."""
-    facts = profile("models", stem)
-    assert facts is not None
+    """The Model of a file in profiles/models, and the source of each of its facts.
+
+    A quantized checkpoint of a known model has only its own record and `same_as`, the file of that model.
+    """
+    facts = _facts(stem)
     where = f"profiles/models/{stem}.yaml"
     config: dict[str, Any] = facts["config"]
     model = describe(config, name=facts["id"], where=where)
@@ -50,14 +59,24 @@ def read_known(stem: str) -> tuple[Model, dict[str, str]]:
             "quantized": quantized,
             "drafts": tuple(Draft(**draft) for draft in facts.get("drafts", ())),
             "siblings": tuple(facts.get("siblings", ())),
+            "checkpoints": facts.get("checkpoints", {}),
             "notes": (*model.notes, *notes, *facts.get("notes", ())),
         }
     )
     return model, sources_of(model, where)
 
 
+def _facts(stem: str) -> dict[str, Any]:
+    facts: dict[str, Any] = profile("models", stem) or {}
+    if "same_as" not in facts:
+        return facts
+    base = _facts(facts["same_as"])
+    config = {key: value for key, value in base["config"].items() if key != "quantization_config"}
+    return {**base, "checkpoints": {}, **facts, "config": config}
+
+
 def relatives(model: Model, sources: dict[str, str]) -> tuple[Model, dict[str, str]]:
-    """The model with the published drafts and smaller siblings of the known model that it is (a copy or fine-tune) by name
+    """The model with the published drafts, checkpoints and smaller siblings of the known model that it is (a copy or fine-tune) by name
     and sizes; unchanged when there is none."""
     stem = find_known(model.name)
     if stem is None:
@@ -66,8 +85,9 @@ def relatives(model: Model, sources: dict[str, str]) -> tuple[Model, dict[str, s
     if any(getattr(known, size) != getattr(model, size) for size in ("layers", "hidden", "vocab", "heads")):
         return model, sources
     where = f"profiles/models/{stem}.yaml"
-    added = {f"model.{name}": where for name in ("drafts", "siblings") if getattr(known, name)}
-    return model.model_copy(update={"drafts": known.drafts, "siblings": known.siblings}), sources | added
+    names = ("drafts", "siblings", "checkpoints")
+    added = {f"model.{name}": where for name in names if getattr(known, name)}
+    return model.model_copy(update={name: getattr(known, name) for name in names}), sources | added
 
 
 def sources_of(model: Model, source: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from advisor.errors import FileProblem, UnknownName
 from advisor.profiler.folder import read_folder
-from advisor.profiler.known_models import find_known, known_names, read_known
+from advisor.profiler.known_models import find_known, find_variant, known_names, read_known
 from advisor.types import Model
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -33,6 +33,11 @@ def read_model(name_or_path: str) -> tuple[Model, dict[str, str]]:
     known = find_known(name)
     if known is not None:
         return read_known(known)
+    base = find_variant(name)
+    if base is not None:
+        model, sources = read_known(base)
+        note = f"{name} is not in profiles/models; its base model {model.name} is, and has the same architecture (its context may differ)."
+        return model.model_copy(update={"name": name, "notes": (*model.notes, note)}), sources
     if _HUB_ID.fullmatch(name):
         from advisor.profiler.hub import read_hub
 

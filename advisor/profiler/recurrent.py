@@ -77,7 +77,7 @@ def _short_convolution(config: Configuration, hidden: int, heads: int, head_dim:
 
 def _griffin(config: Configuration, hidden: int, heads: int, head_dim: int) -> Recurrent | None:
     """RG-LRU of RecurrentGemma: a diagonal recurrence with block-diagonal gates."""
-    width = config.number("lru_width", kind="intermediate")
+    width = config.number("lru_width", kind="intermediate") or (hidden if config.has("conv1d_width") else None)
     if width is None:
         return None
     kernel = config.number("conv1d_width") or 4
