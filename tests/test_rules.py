@@ -97,9 +97,9 @@ def test_there_are_arithmetic_predictions_to_test() -> None:
 def test_the_pages_of_the_rules_are_up_to_date() -> None:
     pages = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md")}
     expected = rule_docs(load_rules())
-    assert sorted(pages) == sorted(expected), "run python -m advisor.reasoner.explanation docs/rules"
+    assert sorted(pages) == sorted(expected), "run python docs/generate.py"
     for name, text in expected.items():
-        assert pages[name] == text, f"{name}: run python -m advisor.reasoner.explanation docs/rules"
+        assert pages[name] == text, f"{name}: run python docs/generate.py"
 
 
 # ---------------------------------------------------------------- the test of the cases, tested

@@ -21,7 +21,7 @@ _VERDICTS = {
 _INTRODUCTION = """\
 # Rules
 
-Generated from `rules/` by `advisor.reasoner.explanation.write_rule_docs`; change the rules, not these pages.
+Generated from `rules/` by `python docs/generate.py`; change the rules, not these pages.
 """
 
 
@@ -185,11 +185,3 @@ def _shown(value: Scalar | object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
     return str(value)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from advisor.reasoner.rulebook import load_rules
-
-    write_rule_docs(Path(sys.argv[1]), load_rules())
