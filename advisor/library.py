@@ -18,6 +18,7 @@ ROOT = SHIPPED if SHIPPED.is_dir() else PACKAGE.parent
 RULES = ROOT / "rules"
 PROFILES = ROOT / "profiles"
 LARGEST_TEXT = 32 * 2**20
+DEEPEST = 100  # the C parser recurses and would take the process with it
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -45,11 +46,15 @@ def read_text(path: Path, *, largest: int = LARGEST_TEXT, what: str = "file") ->
 def parse_yaml(text: str, *, where: str) -> Any:
     """The value of a YAML text; only plain data, aliases refused (they can grow without bound). Raises FileProblem."""
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=_LOADER):
-            if isinstance(event, yaml.AliasEvent) and event.start_mark is not None:
-                raise FileProblem(
-                    "YAML aliases are not read", where=f"{where}:{event.start_mark.line + 1}", hint="write it out"
-                )
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            mark = event.start_mark
+            line = f"{where}:{mark.line + 1}" if mark is not None else where
+            if isinstance(event, yaml.AliasEvent):
+                raise FileProblem("YAML aliases are not read", where=line, hint="write it out")
+            if depth > DEEPEST:
+                raise FileProblem(f"YAML nested deeper than {DEEPEST} levels is not read", where=line, hint="write it flatter")
         return yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -161,8 +161,9 @@ def lint(folder: str | None = None) -> tuple[InputError, ...]:
 def check_rules(folder: str | None = None) -> tuple[RuleCheck, ...]:
     """Every rule's own cases, and whether they would notice a threshold that moved."""
     from advisor.reasoner.cases import check_rule
+    from advisor.reasoner.rulebook import rules_in
 
-    return tuple(check_rule(rule) for rule in rules(folder).rules)
+    return tuple(check_rule(rule) for rule in rules_in(Path(folder) if folder is not None else None))
 
 
 def facts() -> tuple[Fact, ...]:

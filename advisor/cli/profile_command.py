@@ -27,7 +27,7 @@ def command(form: str, save: str | None, output: str | None, **options: Any) -> 
     if form == "json":
         show(profile.model_dump_json(indent=2), output)
     else:
-        from advisor.report.rendering import render_profile
+        from advisor.report.profile import render_profile
 
         show(render_profile(profile), output)
     return 0
