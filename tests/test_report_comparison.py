@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from advisor.report.comparison import Comparison, compare, show_comparison
+from advisor.report.comparison import Comparison, compare, render_comparison
 from advisor.types import Evidence, Finding, Report
 
 STORED = Path(__file__).parent / "fixtures" / "reports"
@@ -41,14 +41,14 @@ def test_report_against_itself_has_no_change() -> None:
     for path in sorted(STORED.glob("*.json")):
         found = compare(load(path.stem), load(path.stem))
         assert found.same
-        assert show_comparison(found) == "Nothing changed.\n"
+        assert render_comparison(found) == "Nothing changed.\n"
 
 
 def test_changed_fact_has_both_values_and_its_source() -> None:
     before = load("plan-only")
     found = compare(before, with_traffic(before, concurrency=4.0))
     assert [(c.fact, c.before, c.after, c.source_after) for c in found.facts] == [("traffic.concurrency", 32, 4, "flag")]
-    assert "traffic.concurrency: 32 -> 4 (flag)" in show_comparison(found)
+    assert "traffic.concurrency: 32 -> 4 (flag)" in render_comparison(found)
 
 
 def test_changed_source_of_an_unchanged_fact_is_no_changed_fact() -> None:
@@ -75,7 +75,7 @@ def test_turned_verdict_names_the_condition_and_the_fact_that_turned_it() -> Non
         "gain.int4_over_fp8 0.884 (not > 1.05) before, gain.int4_over_fp8 1.31 (> 1.05) now",
     )
     assert verdict.causes == ("traffic.concurrency",)
-    assert "(follows from traffic.concurrency)" in " ".join(show_comparison(found).split())
+    assert "(follows from traffic.concurrency)" in " ".join(render_comparison(found).split())
 
 
 def test_computed_fact_is_traced_to_everything_that_changed() -> None:
@@ -120,17 +120,17 @@ def test_changed_plan_names_the_rules_that_set_the_field() -> None:
     ]
     moved = {c.figure: (c.before, c.after) for c in found.figures if c.of == "plan"}
     assert moved["output_tokens_per_s"] == (5530, 5160)
-    assert "output_tokens_per_s: 5,530 -> 5,160 (−6.7 %)" in show_comparison(found)
+    assert "output_tokens_per_s: 5,530 -> 5,160 (−6.7 %)" in render_comparison(found)
 
 
 def test_feasibility_gates_measurements_overrides_and_versions() -> None:
-    text = " ".join(show_comparison(compare(load("applied"), load("failed-gate"))).split())
+    text = " ".join(render_comparison(compare(load("applied"), load("failed-gate"))).split())
     assert "gpu-has-faster-format/fp8: passed -> failed" in text
     assert "accuracy_loss_pct: 0.420 -> 2.31" in text
-    text = " ".join(show_comparison(compare(load("plan-only"), load("applied"))).split())
+    text = " ".join(render_comparison(compare(load("plan-only"), load("applied"))).split())
     assert "now: weights-bound-decode/int4-weight-only suppressed" in text
     assert "nvidia-modelopt: none -> 0.47.0" in text
-    text = " ".join(show_comparison(compare(load("plan-only"), load("infeasible"))).split())
+    text = " ".join(render_comparison(compare(load("plan-only"), load("infeasible"))).split())
     assert "feasible: keeps every limit -> does not keep every limit" in text
     assert "goal.ttft_ms: not set -> 200" in text
 
@@ -138,6 +138,6 @@ def test_feasibility_gates_measurements_overrides_and_versions() -> None:
 @pytest.mark.parametrize("pair", [("plan-only", "infeasible"), ("moe", "applied"), ("applied", "failed-gate")])
 def test_shown_as_text_of_80_columns_and_as_json(pair: tuple[str, str]) -> None:
     found = compare(load(pair[0]), load(pair[1]))
-    assert max(map(len, show_comparison(found).splitlines())) <= 80
-    page = show_comparison(found, "json")
+    assert max(map(len, render_comparison(found).splitlines())) <= 80
+    page = render_comparison(found, "json")
     assert Comparison.model_validate(json.loads(page)) == found

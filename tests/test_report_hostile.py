@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from advisor.report import commands
-from advisor.report.comparison import compare, show_comparison
+from advisor.report.comparison import compare, render_comparison
 from advisor.report.html import script_json
 from advisor.report.markdown import code, escape
 from advisor.report.rendering import render
@@ -251,10 +251,10 @@ def test_json_is_ascii_and_faithful(hostile: Report) -> None:
 
 def test_comparison_is_as_harmless(harmless: Report, hostile: Report) -> None:
     for a, b in ((harmless, hostile), (hostile, harmless)):
-        page = show_comparison(compare(a, b))
+        page = render_comparison(compare(a, b))
         assert all(line.isprintable() for line in page.split("\n"))
         assert max(map(len, page.split("\n"))) <= 80
-        assert show_comparison(compare(a, b), "json").isascii()
+        assert render_comparison(compare(a, b), "json").isascii()
 
 
 # ---------------------------------------------------------------- shell

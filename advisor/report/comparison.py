@@ -240,7 +240,7 @@ def _overrides(a: Report, b: Report) -> Iterator[str]:
 # ---------------------------------------------------------------- showing
 
 
-def show_comparison(comparison: Comparison, format: Literal["text", "json"] = "text", *, width: int = 80) -> str:
+def render_comparison(comparison: Comparison, format: Literal["text", "json"] = "text", *, width: int = 80) -> str:
     """A Comparison as text of at most `width` columns, or as JSON in ASCII. Ends in a newline."""
     from advisor.report.rendering import to_json
 

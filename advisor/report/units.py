@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import ROUND_HALF_UP, Context
 
 from advisor.types import KvFormat, Scalar, WeightFormat
 
@@ -43,7 +44,8 @@ def figure(value: float | None, digits: int = 3) -> str:
         return UNKNOWN
     if value == 0:
         return "0"
-    rounded = float(f"{value:.{digits - 1}e}")
+    # a tie goes up, as in the page's script; Python's own formatting would take it to the even digit
+    rounded = float(Context(prec=digits, rounding=ROUND_HALF_UP).create_decimal(value))
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{decimals}f}" if decimals <= 9 else f"{rounded:.{digits - 1}e}"
 
