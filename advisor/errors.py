@@ -7,7 +7,8 @@ AdvisorError                 exit  what it means
 │   ├── GpuProblem            1    the GPUs of this machine cannot be read or planned for
 │   ├── ModelProblem          1    a model folder or hub entry that does not describe a model
 │   ├── TrafficProblem        1    a trace, a metrics text or numbers that cannot be traffic
-│   ├── RuleProblem           1    a rule or overlay that does not load (file, line, caret)
+│   ├── RuleProblem           1    a rule, overlay or policy that does not load (file, line, caret)
+│   ├── PolicyProblem         1    a question that the policy does not allow: an engine, a version, a metric
 │   └── NotPossible           1    a deployment that this engine, GPU or model does not allow
 ├── MissingExtra              1    an optional package is needed and not installed
 ├── GateFailed                3    applied, but a gate failed: nothing was published
@@ -75,7 +76,11 @@ class TrafficProblem(InputError):
 
 
 class RuleProblem(InputError):
-    """A rule, an overlay or a condition that does not load."""
+    """A rule, an overlay, a policy or a condition that does not load."""
+
+
+class PolicyProblem(InputError):
+    """A question that the policy does not allow: an engine, a version, an accuracy metric."""
 
 
 class NotPossible(InputError):

@@ -769,6 +769,63 @@ class RooflinePoint(Value):
     """dense tensor-core peak of the format the phase computes in"""
 
 
+class ModelBudget(Value):
+    """The largest accuracy loss that a policy allows a group of models."""
+
+    model: str
+    """pattern over model names ("meta-llama/*"); a model is held to the first entry that matches it"""
+    budget_pct: float
+    """percent on the metric"""
+    metric: str = "perplexity"
+    """as Goal.accuracy_metric"""
+
+
+class Suppression(Value):
+    """A rule that a policy switches off, why, and until when."""
+
+    rule: str
+    reason: str
+    until: str
+    """ISO date; it holds through that day"""
+    expired: bool = False
+    """True: the date is past, so this is not applied"""
+
+
+class Policy(Value):
+    """What a platform team allows (advise.yaml). Nothing outside it is planned or done."""
+
+    file: str = ""
+    """where it was read"""
+    allow: tuple[str, ...] = ()
+    """rule ids and patterns; a rule that matches none is not used. Empty: every rule"""
+    forbid: tuple[str, ...] = ()
+    """rule ids and patterns that are not used, whatever `allow` says"""
+    deployment: dict[str, tuple[Scalar, ...]] = {}
+    """Deployment field -> the values that may be served; for speculation the methods, and no value: never"""
+    engines: dict[str, tuple[str, ...]] = {}
+    """engine -> version patterns ("1.2.*", ">=1.2"), none: every version. Empty: every engine"""
+    accuracy: tuple[ModelBudget, ...] = ()
+    ttft_ms: float | None = None
+    """limit on the mean time to first token"""
+    itl_ms: float | None = None
+    """limit on the mean inter-token latency"""
+    gpu_hours: float | None = None
+    """the most that applying a plan may spend on GPUs"""
+    hours: float | None = None
+    """the most wall time that applying a plan may take"""
+    disk_gib: float | None = None
+    """the most that applying a plan may write"""
+    training: Literal["never", "ask", "unasked"] = "ask"
+    """whether remedies that train (QAT, QAD, distillation, a draft head) may run"""
+    tell: tuple[str, ...] = ()
+    """patterns of the places that may be told or given a result; empty: none beyond the output folder"""
+    rules: str | None = None
+    """an overlay folder of rules that goes with the policy"""
+    suppress: tuple[Suppression, ...] = ()
+    lines: dict[str, int] = {}
+    """key ("deployment.weights", "forbid qat/*") -> line of the file"""
+
+
 class Report(Value):
     """Everything: what `advise --format json` prints and `advise report` shows."""
 
@@ -784,3 +841,5 @@ class Report(Value):
     grid: Grid | None = None
     """for the page's what-if sliders; None: not asked for"""
     roofline: tuple[RooflinePoint, ...] = ()
+    policy: Policy | None = None
+    """what was allowed; None: no policy was given"""

@@ -37,11 +37,12 @@ def _is_quoted(node: Node) -> bool:
 class Source:
     """One file: its nodes become values, what is wrong with them is gathered in `problems`."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        """name: how the file is called in problems. An unreadable file raises FileProblem; all else is gathered."""
+    def __init__(self, path: Path, name: str, *, what: str = "rule file") -> None:
+        """name, what: how the file is called in problems. An unreadable file raises FileProblem; all else is gathered."""
         self.name = name
+        self.what = what
         self.problems: list[RuleProblem] = []
-        self.lines = library.read_text(path, largest=LARGEST, what="rule file").splitlines()
+        self.lines = library.read_text(path, largest=LARGEST, what=what).splitlines()
         self._seen: set[int] = set()
         self.root = self._compose()
 
@@ -50,7 +51,7 @@ class Source:
         # The parser recurses in C: a million brackets would end the process.
         if text.count("[") + text.count("{") > _MOST_BRACKETS or max(map(len, self.lines), default=0) > _LONGEST_LINE:
             hint = f"at most {_LONGEST_LINE} characters a line and {_MOST_BRACKETS} brackets a file"
-            self.problems.append(Place(self.name, 1, 1, "").problem("this is too dense for a rule file", hint=hint))
+            self.problems.append(Place(self.name, 1, 1, "").problem(f"this is too dense for a {self.what}", hint=hint))
             return None
         loader = _LOADER(text)
         try:
