@@ -12,6 +12,8 @@ from advisor.types import Alternative, Deployment, Estimate, Goal
 # accuracy, and then the simpler one, is taken.
 TIE = 0.03
 _NEVER = float("inf")
+# Upper ends of the classes of accuracy risk, percent: nothing lost, what evaluations hardly see, what users notice, and more.
+RISKS = (0.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,23 @@ def _severity(one: Tried, goal: Goal) -> tuple[float, float]:
     return over, max(broken.values(), default=0.0) if not over else 0.0
 
 
-def _simplicity(one: Tried) -> tuple[float, int, float, str]:
-    loss = one.estimate.loss
+def _simplicity(one: Tried) -> tuple[int, int, float, int, str]:
+    """Of plans that are equally fast: less accuracy at risk, fewer GPUs cut together, more memory left, fewer changes."""
+    memory, cut = one.estimate.memory_gib, one.deployment
     return (
-        loss.high_pct if loss else _NEVER,
-        len(one.candidate.rules) + (one.deployment.tensor_parallel - 1) + 8 * (one.deployment.pipeline_parallel - 1),
-        one.estimate.memory_gib.weights,
-        one.deployment.model_dump_json(),
+        _risk(one.estimate),
+        cut.tensor_parallel * cut.pipeline_parallel,
+        round(memory.weights + memory.kv_cache, 1),
+        len(one.candidate.rules),
+        cut.model_dump_json(),
     )
+
+
+def _risk(estimate: Estimate) -> int:
+    """Class of the largest expected loss. Within a class the published figures do not tell one from the other."""
+    if estimate.loss is None:
+        return len(RISKS) + 1
+    return sum(estimate.loss.high_pct > limit for limit in RISKS)
 
 
 def pareto(tried: Sequence[Tried], chosen: Tried, goal: Goal, *, most: int = 6) -> tuple[Alternative, ...]:
