@@ -684,6 +684,12 @@ class Interval(Value):
     samples: int | None = None
     limit: float | None = None
     """the gate's limit in the same unit"""
+    predicted: float | None = None
+    """what the estimate said, in the same unit; None: it said nothing of this, or of another machine"""
+    predicted_range: tuple[float, float] | None = None
+    """the estimate's 80 % interval"""
+    verdict: Literal["passed", "failed", "inconclusive"] | None = None
+    """against the limit; None: there is none"""
 
 
 class LayerSensitivity(Value):
@@ -714,6 +720,8 @@ class Change(Value):
     """what was measured with its confidence interval, before and after"""
     layers: tuple[LayerSensitivity, ...] = ()
     """sensitivity of the layers to their format, in the model's order"""
+    serving: tuple[Interval, ...] = ()
+    """what a server gave under load: latencies, throughput and the server's own figures, beside what was predicted"""
 
 
 class GridSeries(Value):
