@@ -19,7 +19,7 @@ from advisor.types import Model, Moe, Window
 
 MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_num_layers", "num_mtp_modules", "num_mtp_layers")
 DTYPE_KEYS = ("dtype", "torch_dtype", "params_dtype")
-ESSENTIAL = frozenset({*LAYER_KEYS, *HIDDEN_KEYS, *HEAD_KEYS})
+ESSENTIAL = frozenset({*LAYER_KEYS, *HIDDEN_KEYS, *HEAD_KEYS, *CONTEXT_KEYS})
 """never taken from an architecture's defaults, except inside a wrapper, where files leave out what equals them"""
 
 
@@ -83,9 +83,9 @@ def _model(config: Configuration, sizes: Sizes, layers: list[Layer], *, name: st
         vocab=sizes.vocab,
         tied_embeddings=sizes.tied,
         max_context=config.number(*CONTEXT_KEYS, kind="context"),
-        heads=typical.heads,
-        kv_heads=typical.kv_heads,
-        head_dim=typical.key_dim,
+        heads=max(1, typical.heads),
+        kv_heads=max(1, typical.kv_heads),
+        head_dim=max(1, typical.key_dim),
         attention="mla" if sizes.mla else _attention_kind(typical),
         attention_layers=len(cached) * times,
         mlp_layers=sum(layer.feed == "moe" or layer.width > 0 for layer in layers),

@@ -32,6 +32,8 @@ LONGEST_LIST = 64
 """entries of an exclusion list that are kept"""
 MLP_WEIGHT = 4
 """how much larger an MLP's matrices are taken to be than the others, to say which format most weights have"""
+PATTERN_WEIGHT = 32
+"""experts that a pattern over all of them is taken to stand for"""
 METHODS_WITHOUT_BITS = "weights are counted at the size the safetensors headers give, or at 16 bits without headers"
 
 
@@ -99,11 +101,18 @@ def _most_used(record: Configuration, group: int | None) -> tuple[str, int | Non
     weighed: Counter[str] = Counter()
     for name, entry in layers.items():
         if isinstance(entry, Mapping):
-            weighed[str(entry.get("quant_algo", "")).upper()] += MLP_WEIGHT if re.search("mlp|ffn|expert|moe", name) else 1
+            weighed[str(entry.get("quant_algo", "")).upper()] += _weight(name)
     algorithm = weighed.most_common(1)[0][0]
     first = next(entry for entry in entries if str(entry.get("quant_algo", "")).upper() == algorithm)
     listed = ", ".join(f"{name} in {count} modules" for name, count in counts.most_common())
     return algorithm, _group_size(Configuration(first, where=record.where)) or group, [f"Mixed precision: {listed}."]
+
+
+def _weight(module: str) -> int:
+    """How many times an attention projection's weights a module (or a pattern with * for many) is taken to have."""
+    if re.search(r"experts\.\*", module):
+        return MLP_WEIGHT * PATTERN_WEIGHT
+    return MLP_WEIGHT if re.search("mlp|ffn|expert|moe", module) else 1
 
 
 def _fp8(record: Configuration) -> Reading:

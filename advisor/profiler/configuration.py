@@ -22,7 +22,7 @@ TEXT_CONFIGS = (
 )  # fmt: skip
 """keys under which multimodal wrappers keep the language model's own configuration"""
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers")
-HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "model_dim", "dim", "hidden_dim", "embed_dim")
+HIDDEN_KEYS = ("hidden_size", "n_embd", "n_embed", "d_model", "model_dim", "dim", "hidden_dim", "embed_dim")
 LIMITS = {
     "layers": 2_000, "hidden": 2**20, "heads": 2**16, "head_dim": 2**16, "intermediate": 2**24, "vocab": 2**27,
     "experts": 2**16, "context": 2**40, "any": 2**31,

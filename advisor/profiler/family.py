@@ -14,6 +14,7 @@ REFUSED = {
     "encoder-decoder": "an encoder-decoder: its decoder attends to an encoder's output, which is not modelled here",
     "other": "not a language model that generates token by token",
 }
+_NO_DECODE = re.compile(r"For(Sequence|Token|Image|Audio|MultipleChoice|Question|Masked|Pre[Tt]raining|Embedding|Reward)")
 
 
 class Family(NamedTuple):
@@ -53,9 +54,21 @@ def find_family(*configs: Mapping[str, Any], where: str) -> Family:
             where=where,
             hint="this program plans for decoder language models",
         )
+    heads = [entry for config in configs for entry in _listed(config)]
+    if heads and all(_NO_DECODE.search(entry) for entry in heads):
+        raise ModelProblem(
+            f"{heads[0][:80]} classifies and generates no tokens",
+            where=where,
+            hint="this program plans for decoder language models",
+        )
     missing = facts.get("missing", "")
     implied, defaults = facts.get("implied", {}), facts.get("defaults", {})
     return Family(name, not missing, facts.get("gated"), implied, defaults, facts.get("note", ""), missing)
+
+
+def _listed(config: Mapping[str, Any]) -> list[str]:
+    listed = config.get("architectures")
+    return [entry for entry in listed if isinstance(entry, str)] if isinstance(listed, list) else []
 
 
 def _facts(name: str) -> dict[str, Any] | None:

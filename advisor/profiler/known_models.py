@@ -76,8 +76,8 @@ def _facts(stem: str) -> dict[str, Any]:
 
 
 def relatives(model: Model, sources: dict[str, str]) -> tuple[Model, dict[str, str]]:
-    """The model with the published drafts, checkpoints and smaller siblings of the known model that it is (a copy or fine-tune) by name
-    and sizes; unchanged when there is none."""
+    """The model with the published drafts, checkpoints and smaller siblings of the known model that it is by name and sizes
+    (a copy or a fine-tune); unchanged when there is none."""
     stem = find_known(model.name)
     if stem is None:
         return model, sources

@@ -36,7 +36,7 @@ def read_model(name_or_path: str) -> tuple[Model, dict[str, str]]:
     base = find_variant(name)
     if base is not None:
         model, sources = read_known(base)
-        note = f"{name} is not in profiles/models; its base model {model.name} is, and has the same architecture (its context may differ)."
+        note = f"Read from {model.name}, the base model of {name}: the architecture is the same, the context may differ."
         return model.model_copy(update={"name": name, "notes": (*model.notes, note)}), sources
     if _HUB_ID.fullmatch(name):
         from advisor.profiler.hub import read_hub

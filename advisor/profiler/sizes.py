@@ -94,6 +94,7 @@ def read_layers(config: Configuration, sizes: Sizes, notes: list[str]) -> list[L
     crossing = config.items("cross_attention_layers") or []
     if crossing:
         notes.append(f"{len(crossing)} cross-attention layers keep only the image's keys and values; those are not counted.")
+    sharing = (config.number("cla_share_factor") or 1) if config.flag("use_cla") else 1
     usual = {mixer: _heads(config, sizes, mixer) for mixer in ("full", "local")}
     found = []
     for index, (mixer, feed) in enumerate(zip(kinds.mixers, kinds.feeds, strict=True)):
@@ -103,7 +104,14 @@ def read_layers(config: Configuration, sizes: Sizes, notes: list[str]) -> list[L
         elif shared is not None:
             layer = _sharing(sizes, kinds, shared, index)
         else:
-            layer = _ordinary(config, sizes, usual, mixer, feed, cached=index < first_reused and index not in crossing)
+            layer = _ordinary(
+                config,
+                sizes,
+                usual,
+                mixer,
+                feed,
+                cached=index < first_reused and index not in crossing and index % sharing == 0,
+            )
         found.append(layer if compressed is None else _compressing(layer, sizes, compressed[index]))
     return found
 
