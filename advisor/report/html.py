@@ -11,6 +11,7 @@ from typing import Any
 
 from advisor.report import charts, commands, evidence, sections, units
 from advisor.report.deployments import short_deployment
+from advisor.report.templating import fill
 from advisor.types import Change, Report, Step
 
 FOLDER = Path(__file__).parent
@@ -21,33 +22,33 @@ MEMORY_COLORS = {
 
 def render_html(report: Report) -> str:
     """The page. `report` is sanitised already; everything from it is escaped by the template."""
-    environment = _environment()
     library, script = _asset("plot.min.js"), _asset("page.js")
-    page: str = environment.get_template("report.html.j2").render(
-        report=report,
-        plan=report.plan,
-        style=environment.filters["trusted"](_asset("page.css")),
-        library=environment.filters["trusted"](library),
-        script=environment.filters["trusted"](script),
-        script_hashes=" ".join(f"'sha256-{_digest(code)}'" for code in (library, script)),
-        data=environment.filters["trusted"](script_json(charts.chart_data(report))),
-        drawn=charts.chart_data(report),
-        options=charts.options(report),
-        marks=charts.marks(report),
-        winners=charts.winners(report.grid, report) if report.grid else [],
-        inputs=sections.input_lines(report),
-        headline=headline(report),
-        measured=measured_by_rule(report),
-        memory_colors=MEMORY_COLORS,
-        commands=commands,
-        sections=sections,
-        evidence=evidence,
-        short_deployment=short_deployment,
-        units=units,
-        change_lines=sections.change_lines,
-        expected=expected,
-    )
-    return page
+    drawn = charts.chart_data(report)
+    values = {
+        "report": report,
+        "plan": report.plan,
+        "style": _asset("page.css"),
+        "library": library,
+        "script": script,
+        "script_hashes": " ".join(f"'sha256-{_digest(code)}'" for code in (library, script)),
+        "data": script_json(drawn),
+        "drawn": drawn,
+        "options": charts.options(report),
+        "marks": charts.marks(report),
+        "winners": charts.winners(report.grid, report) if report.grid else [],
+        "inputs": sections.input_lines(report),
+        "headline": headline(report),
+        "measured": measured_by_rule(report),
+        "memory_colors": MEMORY_COLORS,
+        "commands": commands,
+        "sections": sections,
+        "evidence": evidence,
+        "short_deployment": short_deployment,
+        "units": units,
+        "change_lines": sections.change_lines,
+        "expected": expected,
+    }
+    return fill("report.html.j2", values)
 
 
 def headline(report: Report) -> tuple[str, str] | None:
@@ -95,21 +96,3 @@ def _digest(code: str) -> str:
 @cache
 def _asset(name: str) -> str:
     return (FOLDER / "assets" / name).read_text(encoding="utf-8")
-
-
-@cache
-def _environment() -> Any:
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    # for this package's own assets and for script_json; never for text of a report
-    environment.filters["trusted"] = Markup
-    return environment

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from advisor.report import commands, evidence, sections, units
-from advisor.report.deployments import describe_changes, short_deployment
+from advisor.report.templating import fill
 from advisor.types import Report
 
-FOLDER = Path(__file__).parent
 _SPECIAL = re.compile(r"[\\`*{}\[\]<>&|~$!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|@|#|://|\bwww\.", re.IGNORECASE)
 _LEADING = re.compile(r"^(?:([-+])(?=\s|$)|(\d+)([.)])(?=\s|$))")
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9_./:=,+() <>!%-]*")
@@ -23,23 +20,18 @@ class Markdown(str):
 
 def render_markdown(report: Report) -> str:
     """The report as GitHub-flavoured Markdown. `report` is sanitised already."""
-    page: str = (
-        _environment()
-        .get_template("report.md.j2")
-        .render(
-            report=report,
-            plan=report.plan,
-            sections=sections,
-            evidence=evidence,
-            units=units,
-            commands=commands,
-            describe_changes=describe_changes,
-            short_deployment=short_deployment,
-            code=code,
-            block=block,
-            done={change.rule: change for change in report.changes},
-        )
-    )
+    values = {
+        "report": report,
+        "plan": report.plan,
+        "sections": sections,
+        "evidence": evidence,
+        "units": units,
+        "commands": commands,
+        "code": code,
+        "block": block,
+        "done": {change.rule: change for change in report.changes},
+    }
+    page = fill("report.md.j2", values, escape=_finalize)
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"
 
 
@@ -85,16 +77,3 @@ def _finalize(value: Any) -> Any:
     if isinstance(value, Markdown):
         return value
     return escape(value) if isinstance(value, str) else value
-
-
-@cache
-def _environment() -> Any:
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
-        finalize=_finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

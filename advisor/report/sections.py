@@ -68,7 +68,8 @@ class LeftOut:
     reason: str
     short: str
     """the facts that decide, in a few words"""
-    matters: bool
+    estimate: Estimate | None = None
+    matters: bool = False
     """it was estimated, and its figures are not those of the plan"""
 
 
@@ -257,13 +258,13 @@ def left_out(report: Report) -> tuple[LeftOut, ...]:
         kind = KINDS[finding.verdict] if finding else "beaten"
         matters = _differs(rejection.estimate, report.plan.expected)
         reason = f"waits for {', '.join(_waits(finding))}" if finding and kind == "undecided" else rejection.reason
-        items.append(LeftOut(rejection.rule, kind, reason, _deciding(finding), matters))
+        items.append(LeftOut(rejection.rule, kind, reason, _deciding(finding), rejection.estimate, matters))
     named = {item.rule for item in items}
     for finding in report.findings:
         if finding.verdict == "blocked" and finding.rule not in named | done:
             short = _deciding(finding)
             reason = f"the problem is real, the remedy impossible here: {short or 'see its evidence'}"
-            items.append(LeftOut(finding.rule, "impossible", reason, short, False))
+            items.append(LeftOut(finding.rule, "impossible", reason, short))
     return tuple(items)
 
 

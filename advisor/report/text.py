@@ -214,7 +214,7 @@ def _basis_lines(page: Page, report: Report) -> list[str]:
             lines += page.wrap(f'basis of "{row.label}": {", ".join(other)}')
     if report.plan.expected.loss:
         value = report.plan.expected.loss
-        lines += page.wrap(f"accuracy: expected rise of {value.metric} in percent; {value.source}")
+        lines += page.wrap(f"accuracy: expected loss in percent on {value.metric}; {value.source}")
     return lines
 
 
@@ -282,8 +282,10 @@ def _left_out(page: Page, report: Report) -> list[str]:
     lines = page.heading("Left out, and why") if items else []
     first = f"{INDENT}{page.glyphs.bullet} "
     told = [item for item in items if item.kind == "beaten" or (item.kind == "absent" and item.matters)]
-    for item in told:
-        lines += page.wrap(f"{item.rule}: {item.reason}", first=first)
+    for number, item in enumerate(told):
+        same = next((one.rule for one in told[:number] if item.estimate and one.estimate == item.estimate), None)
+        reason = f"the same figures as {same}; {item.short}" if same and item.short else item.reason
+        lines += page.wrap(f"{item.rule}: {reason}", first=first)
     for kind in ("absent", "impossible", "undecided"):
         rest = [item for item in items if item.kind == kind and item not in told]
         names = [item.rule + (f" ({item.short})" if item.short and kind == "impossible" else "") for item in rest]
