@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from advisor import __version__
 from advisor.errors import InputError
-from advisor.types import Engine, Finding, Goal, Gpu, Model, Objective, Profile, Report, Scalar, Traffic
+from advisor.types import Engine, Finding, Goal, Gpu, Model, Objective, Policy, Profile, Report, Scalar, Traffic
 
 if TYPE_CHECKING:
     from advisor.reasoner.cases import RuleCheck
@@ -96,20 +96,28 @@ def assemble(
     )
 
 
-def advise(profile: Profile, *, overlay: str | Path | None = None, command: tuple[str, ...] = (), grid: bool = False) -> Report:
+def advise(
+    profile: Profile,
+    *,
+    overlay: str | Path | None = None,
+    policy: Policy | str | Path | None = None,
+    command: tuple[str, ...] = (),
+    grid: bool = False,
+) -> Report:
     """Judge a profile by the rules and plan what to do: a pure function of its arguments and the rules.
 
-    overlay: an organisation's folder of rules. command: the arguments that asked, for the report to repeat. grid: estimate
-    the plan and its neighbours over a lattice of loads too, for the page's sliders.
-    Raises RuleProblem, NotPossible.
+    overlay: an organisation's folder of rules. policy: what may be planned, a value or its file. command: the arguments
+    that asked, for the report to repeat. grid: estimate the plan and its neighbours over a lattice of loads too, for the
+    page's sliders.
+    Raises RuleProblem, PolicyProblem, NotPossible, NoPlanFits (the policy leaves no way to serve).
     """
     from advisor.reasoner.diagnosis import diagnose
     from advisor.reasoner.grid import lay_out_grid
     from advisor.reasoner.planning import plan
 
-    rulebook = rules(overlay)
+    profile, rulebook, allowed = govern(profile, overlay=overlay, policy=policy)
     findings: tuple[Finding, ...] = diagnose(profile, rulebook)
-    made = plan(profile, rulebook, findings)
+    made = plan(profile, rulebook, findings, allowed)
     return Report(
         profile=profile,
         findings=findings,
@@ -118,7 +126,27 @@ def advise(profile: Profile, *, overlay: str | Path | None = None, command: tupl
         versions={"inference-advisor": __version__, profile.engine.name: profile.engine.version},
         command=command,
         grid=lay_out_grid(profile, made) if grid else None,
+        policy=allowed,
     )
+
+
+def govern(
+    profile: Profile, *, overlay: str | Path | None = None, policy: Policy | str | Path | None = None
+) -> tuple[Profile, Rulebook, Policy | None]:
+    """The question, the rules and the policy that hold together. Raises RuleProblem, PolicyProblem."""
+    if policy is None:
+        return profile, rules(overlay), None
+    from advisor.reasoner import policing
+    from advisor.reasoner.policy_file import read_policy
+    from advisor.reasoner.rulebook import Rulebook
+
+    allowed = policy if isinstance(policy, Policy) else read_policy(Path(policy))
+    if overlay is not None and allowed.rules is not None and Path(overlay).resolve() != Path(allowed.rules).resolve():
+        raise InputError("the policy has an overlay of its own", where=f"--rules {overlay}", hint="leave --rules out")
+    rulebook = rules(overlay if overlay is not None else allowed.rules)
+    kept = tuple(rule for rule in rulebook.rules if rule.applies.deployment or not policing.is_suppressed(rule.id, allowed))
+    overrides = rulebook.overrides + policing.overrides_of(allowed)
+    return policing.govern(profile, allowed), Rulebook(kept, overrides), allowed
 
 
 def emit(report: Report, folder: Path) -> tuple[Path, ...]:

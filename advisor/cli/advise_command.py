@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advisor.cli import Commands, _show_version
-from advisor.cli.options import FORMATS, gather, output_option, question, rules_option, show
+from advisor.cli.options import FORMATS, gather, output_option, policy_option, question, rules_option, show
 
 if TYPE_CHECKING:
     from advisor.report.rendering import Format
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @question
 @rules_option
+@policy_option
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @output_option
 @click.option("--grid", "with_grid", is_flag=True, help="Estimates over many loads, for the page's sliders (HTML has them).")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
-def command(overlay: str | None, form: Format, output: str | None, with_grid: bool, **options: Any) -> int:
+def command(overlay: str | None, policy: str | None, form: Format, output: str | None, with_grid: bool, **options: Any) -> int:
     """Look at a GPU, a model and its traffic, and say which inference optimizations to use, in which order, and why.
 
     \b
@@ -41,7 +42,8 @@ def command(overlay: str | None, form: Format, output: str | None, with_grid: bo
     from advisor import pipeline
     from advisor.report.rendering import render
 
-    report = pipeline.advise(gather(options), overlay=overlay, command=tuple(sys.argv[1:]), grid=form == "html" or with_grid)
+    grid = form == "html" or with_grid
+    report = pipeline.advise(gather(options), overlay=overlay, policy=policy, command=tuple(sys.argv[1:]), grid=grid)
     to_terminal = form == "text" and not output and sys.stdout.isatty()
     width = min(shutil.get_terminal_size((80, 24)).columns, 100) if to_terminal else 80
     show(render(report, form, width=width, color=to_terminal), output)

@@ -46,6 +46,9 @@ _QUESTION = (
 rules_option = click.option(
     "--rules", "overlay", type=click.Path(), help="An organisation's own rules: added, tightened or suppressed.", metavar="DIR"
 )
+policy_option = click.option(
+    "--policy", type=click.Path(), help="What may be planned (advise.yaml); nothing outside it is.", metavar="FILE"
+)
 output_option = click.option("-o", "--output", type=click.Path(), help="Write to a file instead of stdout.", metavar="FILE")
 
 

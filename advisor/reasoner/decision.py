@@ -11,8 +11,9 @@ from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layouts
 from advisor.reasoner.choice import Tried, choose, violations, worth
 from advisor.reasoner.drafts import fill_speculation
+from advisor.reasoner.policing import broken_fields, nothing_allowed, option_ban
 from advisor.reasoner.rulebook import Rulebook
-from advisor.types import Deployment, Estimate, Finding, Loss, Profile
+from advisor.types import Deployment, Estimate, Finding, Loss, Policy, Profile
 
 
 @dataclass
@@ -64,8 +65,17 @@ class Decision:
     options: tuple[Option, ...]
 
 
-def decide(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], search: Search | None = None) -> Decision:
-    """Try every combination that the fired rules allow and take the best. Raises NotPossible: not even the baseline can be."""
+def decide(
+    profile: Profile,
+    rulebook: Rulebook,
+    findings: tuple[Finding, ...],
+    search: Search | None = None,
+    policy: Policy | None = None,
+) -> Decision:
+    """Try every combination that the fired rules and the policy allow and take the best.
+
+    Raises NotPossible: not even the baseline can be. NoPlanFits: the policy leaves no way to serve.
+    """
     search = search or Search(profile)
     baseline = baseline_deployment(profile)
     first = search.estimate(baseline)
@@ -75,25 +85,34 @@ def decide(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], 
             hint="try another GPU, or more of them (--gpu, --gpus)",
         )
     fired = fired_options(rulebook.rules, findings)
+    if policy is not None:
+        fired = tuple(option for option in fired if not option_ban(option, policy, profile))
     spread = layouts(profile.model, profile.gpu, baseline, fired, spare=profile.goal.objective == "cost")
     alone = Tried(Candidate(baseline, ()), first)
     plain = tuple(option for option in fired if "speculation" not in option.changes)
-    chosen, feasible = choose([*search.try_all(baseline, plain, spread), alone], profile.goal)
-    options = fill_speculation(profile, chosen.deployment, fired)
-    tried = [*search.try_all(baseline, options, spread), alone]
+    tried = _permitted([*search.try_all(baseline, plain, spread), alone], policy)
+    if policy is not None and not tried:
+        raise nothing_allowed(profile, policy)
     chosen, feasible = choose(tried, profile.goal)
-    chosen = _without_useless_switches(chosen, options, search)
+    options = fill_speculation(profile, chosen.deployment, fired)
+    tried = _permitted([*search.try_all(baseline, options, spread), alone], policy)
+    chosen, feasible = choose(tried, profile.goal)
+    chosen = _without_useless_switches(chosen, options, search, policy)
     return Decision(alone, chosen, feasible, tuple(tried), options)
 
 
-def _without_useless_switches(chosen: Tried, options: tuple[Option, ...], search: Search) -> Tried:
+def _permitted(tried: list[Tried], policy: Policy | None) -> list[Tried]:
+    return [one for one in tried if not broken_fields(one.deployment, policy)]
+
+
+def _without_useless_switches(chosen: Tried, options: tuple[Option, ...], search: Search, policy: Policy | None) -> Tried:
     """Leave out each switch that makes the plan worse."""
     for option in options:
         if not option.is_switch or option.rule not in chosen.candidate.rules:
             continue
         default = Deployment()
         undone = chosen.deployment.model_copy(update={name: getattr(default, name) for name in option.changes})
-        made = search.estimate(undone)
+        made = None if broken_fields(undone, policy) else search.estimate(undone)
         if made and _better(made, chosen.estimate, search.profile):
             rules = tuple(rule for rule in chosen.candidate.rules if rule != option.rule)
             chosen = Tried(Candidate(undone, rules), made)

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from advisor.errors import NotPossible
+from advisor.errors import NoPlanFits, NotPossible
 from advisor.reasoner.candidates import LAYOUT, Option
 from advisor.reasoner.choice import Tried, pareto, worth
 from advisor.reasoner.decision import Decision, Search, decide
 from advisor.reasoner.diagnosis import diagnose
 from advisor.reasoner.fallbacks import find_fallbacks
 from advisor.reasoner.flips import find_flips
+from advisor.reasoner.forbidden import Asked, cost_of_policy, forbidden, ways_out
+from advisor.reasoner.policing import permitted_fallbacks
 from advisor.reasoner.rejection import rejections, verdict_sentence, warnings
 from advisor.reasoner.rulebook import Rulebook
 from advisor.reasoner.shortfall import find_shortfall
-from advisor.types import Deployment, Estimate, Finding, Plan, Profile, Step
+from advisor.types import Deployment, Estimate, Finding, Plan, Policy, Profile, Rejection, Step
 
 
-def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...]) -> Plan:
-    """The Plan for a profile: a pure function of its arguments. Raises NotPossible when not even the baseline can be."""
+def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], policy: Policy | None = None) -> Plan:
+    """The Plan for a profile, within a policy: a pure function of its arguments.
+
+    Raises NotPossible when not even the baseline can be, NoPlanFits when the policy leaves no way to serve.
+    """
     search = Search(profile)
     deciding = Rulebook(tuple(rule for rule in rulebook.rules if rule.applies.deployment))
-    decision = decide(profile, rulebook, findings, search)
+    decision = decide(profile, rulebook, findings, search, policy)
     chosen, first = decision.chosen, decision.baseline
     steps = _steps(first.deployment, chosen, decision.options, search)
 
     def nearest(moved: Profile) -> tuple[Tried, bool] | None:
-        found = _decided(moved, deciding)
+        found = _decided(moved, deciding, policy)
         return (found.chosen, found.feasible) if found else None
 
     def chosen_for(moved: Profile) -> Deployment | None:
-        found = _decided(moved, deciding)
+        found = _decided(moved, deciding, policy)
         return found.chosen.deployment if found else None
+
+    left_out = rejections(profile, rulebook, findings, chosen, steps, decision.tried, search.estimate)
+    fallbacks = find_fallbacks(profile, rulebook, chosen.deployment)
+    shortfall = () if decision.feasible else find_shortfall(profile, chosen, nearest)
+    said = warnings(profile, findings, chosen)
+    if policy is not None:
+        asked = Asked(profile, rulebook, findings, search, policy)
+        left_out = forbidden(asked, decision, left_out)
+        fallbacks, banned = permitted_fallbacks(fallbacks, rulebook.rules, policy)
+        left_out += tuple(Rejection(rule=rule, reason=f"forbidden by the policy {ban}") for rule, ban in banned)
+        shortfall += () if decision.feasible else ways_out(asked)
+        said += cost_of_policy(asked, decision)
 
     return Plan(
         goal=profile.goal,
@@ -40,20 +57,20 @@ def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...]) ->
         deployment=chosen.deployment,
         expected=chosen.estimate,
         steps=steps,
-        rejected=rejections(profile, rulebook, findings, chosen, steps, decision.tried, search.estimate),
+        rejected=left_out,
         alternatives=pareto(decision.tried, chosen, profile.goal),
-        fallbacks=find_fallbacks(profile, rulebook, chosen.deployment),
+        fallbacks=fallbacks,
         flips=find_flips(profile, chosen.deployment, chosen.estimate.loss, chosen_for) if decision.feasible else (),
-        shortfall=() if decision.feasible else find_shortfall(profile, chosen, nearest),
-        warnings=warnings(profile, findings, chosen),
+        shortfall=shortfall,
+        warnings=said,
         tried=len(search.estimates),
     )
 
 
-def _decided(profile: Profile, rulebook: Rulebook) -> Decision | None:
+def _decided(profile: Profile, rulebook: Rulebook, policy: Policy | None) -> Decision | None:
     try:
-        return decide(profile, rulebook, diagnose(profile, rulebook))
-    except NotPossible:
+        return decide(profile, rulebook, diagnose(profile, rulebook), policy=policy)
+    except (NotPossible, NoPlanFits):
         return None
 
 

@@ -113,8 +113,8 @@ def _same(one: Estimate, other: Estimate) -> bool:
     return one.fits == other.fits and all(a == b or (a and b and abs(a / b - 1) < NOTHING) for a, b in pairs)
 
 
-def compare(with_it: Estimate | None, plan: Estimate, profile: Profile) -> str:
-    """The figures of a plan with another remedy against the plan's own."""
+def compare(with_it: Estimate | None, plan: Estimate, profile: Profile, *, judged: bool = True) -> str:
+    """The figures of a plan with another remedy against the plan's own; judged: say too why the plan stands."""
     if with_it is None:
         return ""
     memory = with_it.memory_gib
@@ -137,7 +137,7 @@ def compare(with_it: Estimate | None, plan: Estimate, profile: Profile) -> str:
     broken = violations(with_it, profile.goal)
     if broken:
         parts.append(f"breaks the limit on {', '.join(broken)}")
-    elif theirs and ours and worth(with_it, profile.goal) >= worth(plan, profile.goal) * 0.97:
+    elif judged and theirs and ours and worth(with_it, profile.goal) >= worth(plan, profile.goal) * 0.97:
         parts.append("no better within the estimator's error, so the simpler or less lossy one is taken")
     return ", ".join(parts)
 

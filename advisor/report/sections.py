@@ -255,7 +255,8 @@ def left_out(report: Report) -> tuple[LeftOut, ...]:
     items = []
     for rejection in report.plan.rejected:
         finding = findings.get(rejection.rule)
-        kind = KINDS[finding.verdict] if finding else "beaten"
+        is_forbidden = rejection.reason.startswith("forbidden by the policy")
+        kind = KINDS[finding.verdict] if finding and not is_forbidden else "beaten"
         matters = _differs(rejection.estimate, report.plan.expected)
         reason = f"waits for {', '.join(_waits(finding))}" if finding and kind == "undecided" else rejection.reason
         items.append(LeftOut(rejection.rule, kind, reason, _deciding(finding), rejection.estimate, matters))
