@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from advisor.errors import ModelProblem
 from advisor.library import profile, profile_names
 from advisor.profiler.architecture import describe
 from advisor.types import Model
 
-TOTALS = json.loads((Path(__file__).parent / "fixtures" / "models" / "transformers_totals.json").read_text())["totals"]
-B = 1e9
+FIXTURES = Path(__file__).parent / "fixtures" / "models"
+TOTALS = json.loads((FIXTURES / "transformers_totals.json").read_text())["totals"]
 
 
 def model_of(config: dict[str, Any]) -> Model:
@@ -29,105 +30,17 @@ def transformer(model_type: str, hidden: int, layers: int, heads: int, vocab: in
     return {"model_type": model_type, "tie_word_embeddings": False, **sizes, **more}
 
 
-ZAMBA_HYBRID = (6, 11, 17, 23, 29, 35, 41, 47, 53, 59, 65, 71, 77)
-# fmt: off
-PUBLISHED: dict[str, tuple[dict[str, Any], float, float | None]] = {
-    "gpt2": ({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257,
-              "activation_function": "gelu_new"}, 0.1244 * B, None),
-    "bloom-176b": ({"model_type": "bloom", "n_embed": 14336, "n_layer": 70, "num_attention_heads": 112, "vocab_size": 250880},
-                   176.2 * B, None),
-    "mpt-7b": ({"model_type": "mpt", "d_model": 4096, "n_heads": 32, "n_layers": 32, "expansion_ratio": 4, "max_seq_len": 2048,
-                "vocab_size": 50432, "attn_config": {"attn_type": "multihead_attention"}}, 6.65 * B, None),
-    "opt-13b": ({"model_type": "opt", "hidden_size": 5120, "ffn_dim": 20480, "num_hidden_layers": 40, "num_attention_heads": 40,
-                 "vocab_size": 50272, "max_position_embeddings": 2048, "activation_function": "relu"}, 12.85 * B, None),
-    "falcon-7b": ({"model_type": "falcon", "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71,
-                   "num_kv_heads": 71, "multi_query": True, "new_decoder_architecture": False, "vocab_size": 65024}, 6.92 * B, None),
-    "falcon-40b": ({"model_type": "RefinedWeb", "hidden_size": 8192, "n_layer": 60, "n_head": 128, "n_head_kv": 8,
-                    "vocab_size": 65024}, 41.3 * B, None),
-    "chatglm3-6b": ({"model_type": "chatglm", "num_layers": 28, "hidden_size": 4096, "num_attention_heads": 32,
-                     "multi_query_attention": True, "multi_query_group_num": 2, "ffn_hidden_size": 13696,
-                     "padded_vocab_size": 65024, "seq_length": 8192, "kv_channels": 128, "tie_word_embeddings": False},
-                    6.24 * B, None),
-    "qwen-7b": (transformer("qwen", 4096, 32, 32, 151936, intermediate_size=22016, kv_channels=128), 7.72 * B, None),
-    "baichuan2-13b": (transformer("baichuan", 5120, 40, 40, 125696, intermediate_size=13696, hidden_act="silu"), 13.9 * B, None),
-    "nemotron-4-340b": (transformer("nemotron", 18432, 96, 96, 256000, num_key_value_heads=8, intermediate_size=73728,
-                                    hidden_act="relu2"), 341 * B, None),
-    "dbrx": ({"model_type": "dbrx", "d_model": 6144, "n_layers": 40, "n_heads": 48, "attn_config": {"kv_n_heads": 8},
-              "ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4}, "max_seq_len": 32768,
-              "vocab_size": 100352, "tie_word_embeddings": False}, 132 * B, 36 * B),
-    "grok-1": (transformer("grok-1", 6144, 64, 48, 131072, num_key_value_heads=8, intermediate_size=32768, num_experts=8,
-                           num_experts_per_tok=2, tie_word_embeddings=True), 314 * B, None),
-    "phi-3.5-moe": (transformer("phimoe", 4096, 32, 32, 32064, num_key_value_heads=8, intermediate_size=6400,
-                                num_local_experts=16, num_experts_per_tok=2), 41.9 * B, 6.6 * B),
-    "olmoe": (transformer("olmoe", 2048, 16, 16, 50304, num_experts=64, num_experts_per_tok=8, intermediate_size=1024),
-              6.92 * B, 1.28 * B),
-    "deepseek-v2-lite": (transformer("deepseek_v2", 2048, 27, 16, 102400, kv_lora_rank=512, q_lora_rank=None,
-                                     qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, moe_intermediate_size=1408,
-                                     n_routed_experts=64, num_experts_per_tok=6, n_shared_experts=2, first_k_dense_replace=1,
-                                     intermediate_size=10944, moe_layer_freq=1), 15.7 * B, 2.66 * B),
-    "ernie-4.5-300b": (transformer("ernie4_5_moe", 8192, 54, 64, 103424, num_key_value_heads=8, intermediate_size=28672,
-                                   moe_num_experts=64, moe_k=8, moe_intermediate_size=3584, moe_layer_start_index=3,
-                                   moe_layer_interval=1, moe_num_shared_experts=0), 300 * B, 47 * B),
-    "ling-1t": (transformer("bailing_moe_v2", 8192, 80, 64, 157184, num_key_value_heads=8, head_dim=128,
-                            intermediate_size=18432, moe_intermediate_size=2048, num_experts=256, num_shared_experts=1,
-                            num_experts_per_tok=8, first_k_dense_replace=4), 1000 * B, 51 * B),
-    "longcat-flash": ({"model_type": "longcat_flash", "hidden_size": 6144, "num_layers": 28, "num_attention_heads": 64,
-                       "ffn_hidden_size": 12288, "expert_ffn_hidden_size": 2048, "n_routed_experts": 512, "zero_expert_num": 256,
-                       "moe_topk": 12, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
-                       "v_head_dim": 128, "vocab_size": 131072, "tie_word_embeddings": False}, 560 * B, 31 * B),
-    "jamba": (transformer("jamba", 4096, 32, 32, 65536, num_key_value_heads=8, attn_layer_period=8, attn_layer_offset=4,
-                          expert_layer_period=2, expert_layer_offset=1, num_experts=16, num_experts_per_tok=2,
-                          intermediate_size=14336, mamba_d_state=16, mamba_expand=2, mamba_d_conv=4, mamba_dt_rank=256,
-                          sliding_window=None), 51.6 * B, 12 * B),
-    "granite-4.0-h-small": (transformer("granitemoehybrid", 4096, 40, 32, 100352, num_key_value_heads=8, intermediate_size=768,
-                                        shared_intermediate_size=1536, num_local_experts=72, num_experts_per_tok=10,
-                                        layer_types=["attention" if i % 10 == 5 else "mamba" for i in range(40)],
-                                        mamba_n_heads=128, mamba_d_head=64, mamba_d_state=128, mamba_n_groups=1, mamba_d_conv=4,
-                                        mamba_expand=2, tie_word_embeddings=True), 32.2 * B, 9 * B),
-    "falcon-h1-7b": (transformer("falcon_h1", 3072, 44, 12, 130048, num_key_value_heads=2, head_dim=128, intermediate_size=12288,
-                                 mamba_d_ssm=3072, mamba_n_heads=24, mamba_d_head=128, mamba_d_state=256, mamba_n_groups=1,
-                                 mamba_d_conv=4, mamba_expand=2), 7.59 * B, None),
-    "zamba2-7b": (transformer("zamba2", 3584, 81, 32, 32000, num_key_value_heads=32, hybrid_layer_ids=list(ZAMBA_HYBRID),
-                              layers_block_type=["hybrid" if i in ZAMBA_HYBRID else "mamba" for i in range(81)],
-                              num_mem_blocks=2, adapter_rank=128, n_mamba_heads=112, mamba_headdim=64, mamba_d_state=64,
-                              mamba_ngroups=2, intermediate_size=14336, attention_head_dim=224, attention_hidden_size=7168,
-                              tie_word_embeddings=True), 7.36 * B, None),
-    "minimax-text-01": (transformer("minimax_text_01", 6144, 80, 64, 200064, num_key_value_heads=8, head_dim=128,
-                                    intermediate_size=9216, num_local_experts=32, num_experts_per_tok=2,
-                                    attn_type_list=[int(i % 8 == 7) for i in range(80)]), 456 * B, None),
-    "qwen3-next-80b": (transformer("qwen3_next", 2048, 48, 16, 151936, num_key_value_heads=2, head_dim=256, num_experts=512,
-                                   num_experts_per_tok=10, moe_intermediate_size=512, shared_expert_intermediate_size=512,
-                                   intermediate_size=5120, linear_num_value_heads=32, linear_num_key_heads=16,
-                                   linear_key_head_dim=128, linear_value_head_dim=128, linear_conv_kernel_dim=4,
-                                   full_attention_interval=4), 80 * B, 3.9 * B),
-    "lfm2-8b-a1b": (transformer("lfm2_moe", 2048, 24, 32, 65536, num_key_value_heads=8, intermediate_size=7168,
-                                moe_intermediate_size=1792, num_experts=32, num_experts_per_tok=4, num_dense_layers=2,
-                                conv_L_cache=3, tie_word_embeddings=True,
-                                layer_types=["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv" for i in range(24)]),
-                    8.34 * B, 1.5 * B),
-    "mamba-2.8b": ({"model_type": "mamba", "hidden_size": 2560, "num_hidden_layers": 64, "state_size": 16, "expand": 2,
-                    "conv_kernel": 4, "time_step_rank": 160, "vocab_size": 50280, "intermediate_size": 5120}, 2.77 * B, None),
-    "gemma-3-4b": ({"model_type": "gemma3", "vision_config": {"hidden_size": 1152},
-                    "text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
-                                    "num_hidden_layers": 34, "sliding_window": 1024}}, 3.88 * B, None),
-    "llava-1.5-7b": ({"model_type": "llava", "vision_config": {},
-                      "text_config": {"model_type": "llama", "max_position_embeddings": 4096, "vocab_size": 32064}},
-                     6.74 * B, None),
-    "qwen2-vl-7b": (transformer("qwen2_vl", 3584, 28, 28, 152064, num_key_value_heads=4, intermediate_size=18944,
-                                use_sliding_window=False, sliding_window=32768, max_window_layers=28, vision_config={}),
-                    7.62 * B, None),
-}
-# fmt: on
+PUBLISHED = yaml.safe_load((FIXTURES / "published.yaml").read_text())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_those_of_the_publisher(name: str) -> None:
-    config, params, active = PUBLISHED[name]
-    model = model_of(config)
+    facts = PUBLISHED[name]
+    model = model_of(facts["config"])
     assert model.known
-    assert model.params == pytest.approx(params, rel=0.01)
-    if active is not None:
-        assert model.active_params == pytest.approx(active, rel=0.05)
+    assert model.params == pytest.approx(facts["billions"] * 1e9, rel=0.01)
+    if "active_billions" in facts:
+        assert model.active_params == pytest.approx(facts["active_billions"] * 1e9, rel=0.05)
 
 
 CACHED = {
@@ -154,7 +67,7 @@ CACHED = {
 
 @pytest.mark.parametrize("name", CACHED)
 def test_caches_of_published_architectures(name: str) -> None:
-    model = model_of(PUBLISHED[name][0])
+    model = model_of(PUBLISHED[name]["config"])
     local = model.window.layers if model.window else 0
     states = model.recurrent.layers if model.recurrent else 0
     assert (model.attention, model.kv_heads, model.head_dim, model.attention_layers, local, states) == CACHED[name]

@@ -8,10 +8,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from advisor.errors import ModelProblem
-from advisor.profiler.configuration import Configuration
+from advisor.profiler.configuration import LAYER_KEYS, Configuration
 from advisor.types import Mla
 
-HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attn_config.num_heads", "attention_heads")
+HEAD_KEYS = (
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "attn_config.num_heads",
+    "attention_heads",
+    "num_query_heads",
+)
 KV_HEAD_KEYS = (
     "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv", "attn_config.kv_n_heads", "multi_query_group_num",
     "num_attention_groups", "num_query_groups", "kv_heads", "n_kv_head",
@@ -65,9 +73,8 @@ def heads_of(config: Configuration, hidden: int, heads: int, kv_heads: int, key_
 
 def _count(config: Configuration, what: str, names: tuple[str, ...]) -> int:
     name, value = config.find(*names)
-    if isinstance(value, list) and value:
-        counts = [config.checked(name, entry, kind="heads") for entry in value]
-        return max(counts)
+    if isinstance(value, list) and len(value) == config.number(*LAYER_KEYS, kind="layers"):
+        return max(config.checked(name, entry, kind="heads") for entry in value)
     return config.needed(what, *names, kind="heads")
 
 

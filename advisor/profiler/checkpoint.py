@@ -47,7 +47,7 @@ def read_quantized(
             raise ModelProblem("hf_quant_config.json: quantization is not an object", where=where, hint="export it again")
         return _modelopt(Configuration(record, where=where))
     record = config.get("quantization_config") or language_model(config)[0].get("quantization_config")
-    if record is None:
+    if not record:
         return None, []
     if not isinstance(record, Mapping):
         raise ModelProblem("quantization_config is not an object", where=where, hint="fetch config.json again")

@@ -44,8 +44,8 @@ class Experts(NamedTuple):
 def one_number(config: Configuration, *names: str, low: int = 1, kind: str = "any") -> int | None:
     """A number, or the one of a list of equal ones (Hunyuan and ERNIE give lists); the largest when they differ."""
     name, value = config.find(*names)
-    if isinstance(value, list):
-        return max((config.checked(name, entry, low=low, kind=kind) for entry in value), default=None)
+    if isinstance(value, list) and value:
+        return max(config.checked(name, entry, low=low, kind=kind) for entry in value)
     return config.number(*names, low=low, kind=kind)
 
 
