@@ -42,8 +42,8 @@ def profile(
     from advisor.profiler.model import read_model
 
     found_model, sources = read_model(model)
-    found_gpu, gpu_sources = _gpus(gpu, gpus)
-    found_traffic, traffic_sources, facts = _traffic(traffic, isl=isl, osl=osl, concurrency=concurrency, rate=rate)
+    found_gpu, gpu_sources = find_gpus(gpu, gpus)
+    found_traffic, traffic_sources, facts = find_traffic(traffic, isl=isl, osl=osl, concurrency=concurrency, rate=rate)
     if measured is not None:
         facts = facts | read_measured(Path(measured))
     return assemble(
@@ -221,7 +221,8 @@ def read_measured(path: Path) -> dict[str, Scalar]:
     return measured
 
 
-def _gpus(gpu: str | None, gpus: int | None) -> tuple[Gpu, dict[str, str]]:
+def find_gpus(gpu: str | None, gpus: int | None) -> tuple[Gpu, dict[str, str]]:
+    """A GPU by name, else those of this machine, and the sources. Raises GpuProblem, UnknownName."""
     from advisor.profiler.gpu import find_gpu, read_gpus
 
     if gpu is not None:
@@ -240,7 +241,8 @@ def _gpus(gpu: str | None, gpus: int | None) -> tuple[Gpu, dict[str, str]]:
     return found.model_copy(update={"count": gpus}), sources | {"gpu.count": "flag --gpus"}
 
 
-def _traffic(name: str | None, **flags: Any) -> tuple[Traffic, dict[str, str], dict[str, Scalar]]:
+def find_traffic(name: str | None, **flags: Any) -> tuple[Traffic, dict[str, str], dict[str, Scalar]]:
+    """A named traffic, a trace or a server's metrics under the flags isl, osl, concurrency, rate; what it measured too."""
     from advisor.profiler.prometheus import is_metrics, read_metrics
     from advisor.profiler.traffic import adjust, read_traffic
 

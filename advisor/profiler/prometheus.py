@@ -80,7 +80,7 @@ def read_metrics(path_or_url: str) -> tuple[Traffic, dict[str, str], dict[str, S
     Raises FileProblem, TrafficProblem.
     """
     if path_or_url.startswith(("http://", "https://")):
-        now = parse(_fetched(path_or_url), path_or_url)
+        now = parse(fetch_text(path_or_url), path_or_url)
         started = now.value("process_start_time_seconds")
         return _conclude(now, time.time() - started if started else None, "since the server started")
     paths = [Path(part) for part in path_or_url.split(",")] if not Path(path_or_url).exists() else [Path(path_or_url)]
@@ -99,7 +99,7 @@ def read_metrics(path_or_url: str) -> tuple[Traffic, dict[str, str], dict[str, S
     return _conclude(readings[1].since(readings[0]), seconds, "between the files' modification times")
 
 
-def _fetched(url: str) -> str:
+def fetch_text(url: str) -> str:
     """The text behind a URL; a server's root is taken as its /metrics."""
     import http.client
     import urllib.error
