@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from advisor.report import charts, units
+from advisor.report import charts, sections, units
 from advisor.report.rendering import render
-from advisor.types import Grid, Report
+from advisor.types import Evidence, Grid, Report
 
 HERE = Path(__file__).parent
 STORED = HERE / "fixtures" / "reports"
@@ -70,6 +70,14 @@ def test_every_figure_of_every_chart_is_in_a_table_too(name: str) -> None:
         assert f">{units.figure(figure)}" in told
     for flip in report.plan.flips:
         assert flip.then in told
+
+
+def test_evidence_has_the_source_of_both_sides() -> None:
+    report = load("plan-only")
+    compared = {"condition": "traffic.concurrency > gpu.memory_gib", "left": 32, "right": 79.6, "holds": False}
+    finding = report.findings[0].model_copy(update={"evidence": (Evidence.model_validate(compared),)})
+    page = render(report.model_copy(update={"findings": (finding,)}), "html")
+    assert "<td>flag; right side: profiles/gpus/h100-sxm-80gb</td>" in page
 
 
 def test_library_is_the_one_that_its_readme_names() -> None:
@@ -297,7 +305,11 @@ def test_page_says_everything_without_javascript(browser: Any, pages: dict[str, 
     for memory in (report.plan.baseline.memory_gib, report.plan.expected.memory_gib):
         for part in (memory.weights, memory.kv_cache, memory.activations, memory.runtime):
             assert units.figure(part) in text
-    for item in (*report.plan.shortfall, *(r.reason for r in report.plan.rejected), *(f.then for f in report.plan.flips)):
+    for item in (
+        *report.plan.shortfall,
+        *(one.reason for one in sections.left_out(report)),
+        *(f.then for f in report.plan.flips),
+    ):
         assert " ".join(item.split()) in text
     for change in report.changes:
         for figure in change.accuracy:

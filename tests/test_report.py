@@ -195,10 +195,13 @@ def test_unknowns_are_grouped_by_the_way_to_find_them_out() -> None:
     [
         ("gain.fp8 > 1.1", 1.483, 1.1, True, "gain.fp8 1.48 (> 1.1)"),
         ("gain.fp8 > 1.48", 1.4801, 1.48, True, "gain.fp8 1.4801 (> 1.48)"),
-        ("traffic.concurrency <= 16", 32, 16, False, "traffic.concurrency 32 (not <= 16)"),
+        ("traffic.concurrency <= 16", 32, 16, False, "traffic.concurrency 32 (wanted <= 16)"),
         ("support.weights.fp8 == native", "native", "native", True, "support.weights.fp8 = native"),
-        ("support.weights.fp8 == native", "impossible", "native", False, "support.weights.fp8 is impossible, not native"),
-        ("model.is_moe == true", False, True, False, "model.is_moe = no"),
+        ("support.weights.fp8 == native", "impossible", "native", False, "support.weights.fp8 = impossible (wanted native)"),
+        ("gpu.link != pcie", "nvlink", "pcie", True, "gpu.link = nvlink (not pcie)"),
+        ("support.weights.fp8 != native", "native", "native", False, "support.weights.fp8 = native (wanted another)"),
+        ("traffic.concurrency > baseline.batch", 2, 3, False, "traffic.concurrency 2 (wanted > baseline.batch 3)"),
+        ("model.is_moe == true", False, True, False, "model.is_moe = no (wanted yes)"),
         (
             "traffic.concurrency > baseline.max_concurrency",
             32,
@@ -206,8 +209,8 @@ def test_unknowns_are_grouped_by_the_way_to_find_them_out() -> None:
             True,
             "traffic.concurrency 32 > baseline.max_concurrency 11",
         ),
-        ("measured.loss > goal.budget", None, None, None, "measured.loss unknown > goal.budget unknown"),
-        ("measured.scheme in [fp8, nvfp4]", None, "[fp8, nvfp4]", None, "measured.scheme unknown (in [fp8, nvfp4])"),
+        ("measured.loss > goal.budget", None, None, None, "measured.loss unknown (wanted > goal.budget unknown)"),
+        ("measured.scheme in [fp8, nvfp4]", None, "[fp8, nvfp4]", None, "measured.scheme unknown (wanted in [fp8, nvfp4])"),
     ],
 )
 def test_comparison_shows_both_sides(condition: str, left: object, right: object, holds: bool | None, says: str) -> None:
@@ -233,6 +236,12 @@ def test_executed_change_says_what_it_measured() -> None:
         rule="a/b", action="quantize", before={"ppl": 7.0}, after={"ppl": 7.25, "accuracy_loss_pct": 3.57}, gate="failed"
     )
     assert sections.change_lines(change) == ("ppl 7 -> 7.25; accuracy_loss_pct 3.57",)
+
+
+def test_flip_of_a_limit_that_nobody_set_is_below() -> None:
+    assert sections.flip_when("goal.accuracy_budget_pct", None, 0.5) == "0.5 or less"
+    assert sections.flip_when("traffic.concurrency", 32, 11) == "11 or less"
+    assert sections.flip_when("traffic.concurrency", 32, 64) == "64 or more"
 
 
 # ---------------------------------------------------------------- commands

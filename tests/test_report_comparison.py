@@ -71,8 +71,8 @@ def test_turned_verdict_names_the_condition_and_the_fact_that_turned_it() -> Non
     (verdict,) = found.verdicts
     assert (verdict.rule, verdict.before, verdict.after) == (RULE, "silent", "fires")
     assert verdict.because == (
-        "traffic.concurrency 32 (not <= 16) before, traffic.concurrency 4 (<= 16) now",
-        "gain.int4_over_fp8 0.884 (not > 1.05) before, gain.int4_over_fp8 1.31 (> 1.05) now",
+        "traffic.concurrency 32 (wanted <= 16) before, traffic.concurrency 4 (<= 16) now",
+        "gain.int4_over_fp8 0.884 (wanted > 1.05) before, gain.int4_over_fp8 1.31 (> 1.05) now",
     )
     assert verdict.causes == ("traffic.concurrency",)
     assert "(follows from traffic.concurrency)" in " ".join(render_comparison(found).split())

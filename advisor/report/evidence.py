@@ -22,18 +22,26 @@ class Unknown:
 
 
 def compared(item: Evidence) -> str:
-    """A comparison with both sides' values: "gain.fp8 1.48 (> 1.1)", "traffic.concurrency 32 > baseline.max_concurrency 11"."""
+    """A comparison with both sides' values; what does not hold, or is not known, says what was wanted.
+
+    "gain.fp8 1.48 (> 1.1)", "traffic.concurrency 32 (wanted <= 16)", "traffic.concurrency 32 > baseline.max_concurrency 11".
+    """
     name, operator, right_text = split_condition(item.condition)
     left, right = units.pair(item.left, item.right)
     if not operator:
         return f"{item.condition}: {left}, {right}"
-    refused = "not " if item.holds is False else ""
     if is_fact(right_text):
-        return f"{name} {left} {refused}{operator} {right_text} {right}"
-    if operator in ("==", "!=") and item.left is not None:
-        differs = (operator == "==") != item.holds
-        return f"{name} is {left}, not {right}" if differs and isinstance(item.left, str) else f"{name} = {left}"
-    return f"{name} {left} ({refused}{operator} {right_text})"
+        return (
+            f"{name} {left} {operator} {right_text} {right}"
+            if item.holds
+            else f"{name} {left} (wanted {operator} {right_text} {right})"
+        )
+    if operator in ("==", "!=") and item.holds is not None:
+        equal = f"{name} = {left}"
+        if operator == "==":
+            return equal if item.holds else f"{equal} (wanted {right})"
+        return f"{equal} (not {right})" if item.holds else f"{equal} (wanted another)"
+    return f"{name} {left} ({operator} {right_text})" if item.holds else f"{name} {left} (wanted {operator} {right_text})"
 
 
 def split_condition(condition: str) -> tuple[str, str, str]:

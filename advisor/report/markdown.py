@@ -11,7 +11,7 @@ from advisor.types import Report
 
 _SPECIAL = re.compile(r"[\\`*{}\[\]<>&|~$!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|@|#|://|\bwww\.", re.IGNORECASE)
 _LEADING = re.compile(r"^(?:([-+])(?=\s|$)|(\d+)([.)])(?=\s|$))")
-_PLAIN_CODE = re.compile(r"[A-Za-z0-9_./:=,+() <>!%-]*")
+_PLAIN_CODE = re.compile(r"[A-Za-z0-9_./:;=,+()\[\] <>!%-]*")
 
 
 class Markdown(str):

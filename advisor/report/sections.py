@@ -269,6 +269,24 @@ def left_out(report: Report) -> tuple[LeftOut, ...]:
     return tuple(items)
 
 
+def told(items: tuple[LeftOut, ...]) -> tuple[LeftOut, ...]:
+    """Those worth a sentence each where space is short: beaten by the plan, or estimated with other figures than its."""
+    return tuple(item for item in items if item.kind == "beaten" or (item.kind == "absent" and item.matters))
+
+
+def briefly(items: tuple[LeftOut, ...]) -> tuple[tuple[str, tuple[LeftOut, ...]], ...]:
+    """(why, those left out for it) of all others."""
+    rest = [item for item in items if item not in told(items)]
+    groups = ((KIND_TITLES[kind], tuple(i for i in rest if i.kind == kind)) for kind in ("absent", "impossible", "undecided"))
+    return tuple((title, group) for title, group in groups if group)
+
+
+def in_short(item: LeftOut) -> str:
+    """A remedy in a list of others: with the facts that make it impossible, or that it waits for."""
+    deciding = {"impossible": item.short, "undecided": item.reason}.get(item.kind, "")
+    return f"{item.rule} ({deciding})" if deciding else item.rule
+
+
 def _waits(finding: Finding) -> list[str]:
     return list(dict.fromkeys(name for item in finding.evidence if item.holds is None for name in unknown_facts(item)))
 
@@ -297,6 +315,6 @@ def flip_now(flip: Flip) -> str:
 
 
 def flip_when(fact: str, now: Scalar, at: float) -> str:
-    """On which side of `at` the other plan wins: "at 11 or less"."""
-    side = "less" if isinstance(now, int | float) and at < now else "more"
-    return f"{units.given(at)} or {side}"
+    """On which side of `at` the other plan wins: "at 11 or less". A limit that nobody set is above any."""
+    below = now is None or (isinstance(now, int | float) and at < now)
+    return f"{units.given(at)} or {'less' if below else 'more'}"

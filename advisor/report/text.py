@@ -281,16 +281,13 @@ def _left_out(page: Page, report: Report) -> list[str]:
     items = sections.left_out(report)
     lines = page.heading("Left out, and why") if items else []
     first = f"{INDENT}{page.glyphs.bullet} "
-    told = [item for item in items if item.kind == "beaten" or (item.kind == "absent" and item.matters)]
+    told = sections.told(items)
     for number, item in enumerate(told):
         same = next((one.rule for one in told[:number] if item.estimate and one.estimate == item.estimate), None)
         reason = f"the same figures as {same}; {item.short}" if same and item.short else item.reason
         lines += page.wrap(f"{item.rule}: {reason}", first=first)
-    for kind in ("absent", "impossible", "undecided"):
-        rest = [item for item in items if item.kind == kind and item not in told]
-        names = [item.rule + (f" ({item.short})" if item.short and kind == "impossible" else "") for item in rest]
-        if names:
-            lines += page.wrap(f"{sections.KIND_TITLES[kind]}: {', '.join(names)}", first=first)
+    for title, group in sections.briefly(items):
+        lines += page.wrap(f"{title}: {', '.join(map(sections.in_short, group))}", first=first)
     return lines
 
 

@@ -85,10 +85,10 @@ def _side(value: Scalar, digits: int = 3) -> str:
 
 
 def span(low: float | None, high: float | None, joint: str = "–") -> str:
-    """A range of given figures: "0.1–0.6"."""
+    """A range to two figures: "0.1–0.6"."""
     if low is None or high is None:
         return UNKNOWN
-    left, right = (given(float(f"{value:.3g}")) for value in (low, high))
+    left, right = (given(float(f"{value:.2g}")) for value in (low, high))
     return left if left == right else f"{left}{joint}{right}"
 
 
