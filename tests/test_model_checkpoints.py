@@ -28,8 +28,8 @@ def modelopt(folder: Path, record: object) -> tuple[Quantized | None, dict[str, 
 
 MODELOPT = [
     ("FP8", "fp8"), ("FP8_PER_CHANNEL_PER_TOKEN", "fp8_rowwise"), ("fp8_pb_wo", "fp8_block"), ("FP8_BLOCK_SCALES", "fp8_block"),
-    ("W4A16_AWQ", "int4_awq"), ("W4A16_GPTQ", "int4_gptq"), ("W4A8_AWQ", "w4a8_awq"), ("NVFP4", "nvfp4"), ("NVFP4_AWQ", "nvfp4"),
-    ("W8A8_SQ_PER_CHANNEL", "int8_sq"), ("W8A16", "int8_wo"), ("W4A8_MXFP4_FP8", "mxfp4"),
+    ("W4A16_AWQ", "int4_awq"), ("W4A16_GPTQ", "int4_gptq"), ("W4A8_AWQ", "w4a8_awq"), ("NVFP4", "nvfp4"),
+    ("NVFP4_AWQ", "nvfp4"),    ("W8A8_SQ_PER_CHANNEL", "int8_sq"), ("W8A16", "int8_wo"), ("W4A8_MXFP4_FP8", "mxfp4"),
 ]  # fmt: skip
 
 

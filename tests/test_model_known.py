@@ -137,6 +137,13 @@ def test_mixtures_of_experts() -> None:
     assert gemma is not None and gemma.shared_intermediate == 2112
 
 
+def test_local_layers_state_their_cache_where_the_global_ones_differ_from_the_heads() -> None:
+    model = read_model("nvidia/Gemma-4-31B-IT-NVFP4")[0]
+    assert (model.kv_heads, model.head_dim) == (16, 256)
+    assert model.kv_elements == 2 * 4 * 512
+    assert model.window == Window(size=1024, layers=50, kv_elements=2.0 * 16 * 256)
+
+
 def test_a_sparse_attention_indexer_is_counted_beside_the_latent() -> None:
     model = read_model("deepseek-ai/DeepSeek-V3.2")[0]
     assert (model.attention, model.kv_elements, model.indexer_bytes) == ("mla", None, 128 + 4)

@@ -91,7 +91,7 @@ def _model(config: Configuration, sizes: Sizes, layers: list[Layer], *, name: st
         mlp_layers=sum(layer.feed == "moe" or layer.width > 0 for layer in layers),
         mla=sizes.mla,
         moe=_moe(sizes, layers),
-        window=_window(sizes, local, plain),
+        window=_window(sizes, local, plain, always=_differing(whole, latent) is not None),
         recurrent=sizes.recurrent.model_copy(update={"layers": states}) if sizes.recurrent and states else None,
         kv_elements=_differing(whole, latent),
         indexer_bytes=indexer_bytes(config) if cached else 0.0,
@@ -99,18 +99,27 @@ def _model(config: Configuration, sizes: Sizes, layers: list[Layer], *, name: st
         params=sum(parts.values()),
         active_params=active_params(parts, sizes, layers),
         params_by_part={part: count for part, count in parts.items() if count},
-        dtype=(config.text(*DTYPE_KEYS) or "bfloat16").removeprefix("torch."),
+        dtype=_dtype(config.text(*DTYPE_KEYS)),
     )
+
+
+def _dtype(name: str | None) -> str:
+    """The type of unquantized tensors; bfloat16 when config.json leaves it out or says something else ("auto")."""
+    short = (name or "").removeprefix("torch.")
+    return short if short in ("float16", "bfloat16", "float32", "float64") else "bfloat16"
 
 
 def _attention_kind(heads: Heads) -> Literal["mha", "gqa", "mqa"]:
     return "mha" if heads.kv_heads == heads.heads else "mqa" if heads.kv_heads == 1 else "gqa"
 
 
-def _window(sizes: Sizes, local: list[Heads], plain: float) -> Window | None:
+def _window(sizes: Sizes, local: list[Heads], plain: float, *, always: bool) -> Window | None:
+    """The local layers; `always`: their cache elements are stated even where they are the usual number, because the global
+    layers' are not."""
     if not local or sizes.window is None:
         return None
-    return Window(size=sizes.window, layers=len(local), kv_elements=_differing(local, plain))
+    elements = _differing(local, plain)
+    return Window(size=sizes.window, layers=len(local), kv_elements=plain if always and elements is None else elements)
 
 
 def _differing(heads: list[Heads], usual: float) -> float | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
 
-from advisor.errors import FileProblem, UnknownName
+from advisor.errors import FileProblem, MissingExtra, ModelProblem, UnknownName
 from advisor.profiler.folder import read_folder
 from advisor.profiler.known_models import find_known, find_variant, known_names, read_known
 from advisor.types import Model
@@ -41,7 +42,14 @@ def read_model(name_or_path: str) -> tuple[Model, dict[str, str]]:
     if _HUB_ID.fullmatch(name):
         from advisor.profiler.hub import read_hub
 
-        return read_hub(name)
+        try:
+            return read_hub(name)
+        except (ModelProblem, MissingExtra) as error:
+            near = difflib.get_close_matches(name.lower(), [known for known in known_names() if "/" in known], n=1, cutoff=0.85)
+            if not near:
+                raise
+            hint = f"did you mean {read_known(known_names()[near[0]])[0].name}, which needs no hub? {error.hint}"
+            raise type(error)(error.what, where=error.where, hint=hint) from None
     raise UnknownName("model", name, known_names(), hint="or give a local folder, or a hub id such as org/name")
 
 
