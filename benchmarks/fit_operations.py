@@ -107,8 +107,8 @@ NAMES: dict[Form, str] = {
 }  # fmt: skip
 BOUNDS = {
     "t0_us": (0.1, 200), "t1_us": (0.01, 20000), "t1_ns": (0.1, 500), "kk_ns": (1e-3, 5), "ec": (0.02, 2), "eb": (0.3, 1.6),
-    "a0": (1e-3, 50), "q": (1e-3, 60), "p": (0.8, 16), "s1": (10, 500000), "smin": (1, 400), "s0": (10, 5000), "d0": (0.01, 300),
-    "pad": (1e-3, 200), "al": (0.4, 2.5), "be": (0.05, 0.9), "gb_s": (1, 2000), "b1_mb": (0.01, 200), "passes": (0.1, 10),
+    "a0": (1e-3, 50), "q": (1e-3, 60), "p": (0.8, 16), "s1": (10, 500000), "smin": (1, 400), "s0": (10, 5000),
+    "d0": (0.01, 300), "pad": (1e-3, 200), "al": (0.4, 2.5), "be": (0.05, 0.9), "gb_s": (1, 2000), "b1_mb": (0.01, 200), "passes": (0.1, 10),
 }  # fmt: skip
 """what is physically possible; keeps a term that the rows do not determine from growing without bound"""
 STARTS: dict[Form, list[list[float]]] = {
@@ -123,14 +123,26 @@ STARTS: dict[Form, list[list[float]]] = {
 }
 
 
+LARGE_BYTES = 100e6
+"""of cache read at once: what a batch that fills the memory reads; such rows count three times"""
+
+
+def importance(rows: Rows, width: float) -> Any:
+    """How often each row counts."""
+    if "step" not in rows or "head_dim" not in rows:
+        return 1.0
+    moved = 2 * rows["batch_size"] * rows["step"] * rows["num_key_value_heads"] * rows["head_dim"] * width
+    return np.where(moved > LARGE_BYTES, 3.0, 1.0)
+
+
 def fit(form: Form, rows: Rows, peak: float, bandwidth: float, width: float) -> tuple[dict[str, float], float, float]:
     """The vector of a form that meets the rows best; mean absolute error and bias in percent."""
-    measured = rows["latency"] * 1e-3
+    measured, weight = rows["latency"] * 1e-3, importance(rows, width)
     best: Any = None
     for start in STARTS[form]:
         low, high = np.array([BOUNDS[name] for name in NAMES[form].split()]).T
         found = least_squares(
-            lambda z: np.log(np.maximum(form(np.exp(z), peak, bandwidth, rows, width), 1e-9) / measured),
+            lambda z: weight * np.log(np.maximum(form(np.exp(z), peak, bandwidth, rows, width), 1e-9) / measured),
             np.log(np.clip(start, low * 1.01, high * 0.99)), bounds=(np.log(low), np.log(high)),
             loss="soft_l1", f_scale=0.1, max_nfev=300,
         )  # fmt: skip
@@ -271,6 +283,8 @@ def _moe_entries(
 ) -> list[tuple[str, Form, Any, str, float, float]]:
     """Gated experts under the moderate power-law routing of the tables; only the throughput kernels."""
     d, source = table(folder, "moe", "moe_perf")
+    sibling = folder.parent / folder.name.replace("b300", "b200")
+    generated, generated_source = table(sibling, "moe", "moe_perf")  # the tables of B300 and GB300 lack these kernels
     vllm, vllm_source = table(folder, "moe", "moe_perf", ("0.24.0",), "vllm")
     forms = [
         ("bf16", "bfloat16", "bf16", 2.0), ("fp8", "fp8", "fp8", 1.0), ("fp8_block", "fp8_block", "fp8", 1.0),
@@ -279,7 +293,7 @@ def _moe_entries(
     ]  # fmt: skip
     found: list[tuple[str, Form, Any, str, float, float]] = []
     for key, tag, unit, width in forms:
-        for frame, where in ((d, source), (vllm, vllm_source)):
+        for frame, where in ((generated, generated_source),) if key == "nvfp4_gen" else ((d, source), (vllm, vllm_source)):
             if frame is None:
                 continue
             rows = frame[

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from advisor.estimator.constants import Constants
+from advisor.estimator.engines import Runtime
 from advisor.estimator.memory import KV_BYTES
 from advisor.types import KvFormat, Model
 
@@ -55,7 +56,7 @@ class Attention(NamedTuple):
         return float(self.prefill_t0 + pairs * self.prefill_pair * (1 + self.prefill_s0 / length) + tokens * self.prefill_token)
 
 
-def attention(constants: Constants, model: Model, kv_cache: KvFormat, parts: int, window: float) -> Attention:
+def attention(constants: Constants, host: Runtime, model: Model, kv_cache: KvFormat, parts: int, window: float) -> Attention:
     """The coefficients with the heads divided over `parts` ranks (K and V heads copied when there are fewer)."""
     peak = constants.peaks["bf16"]
     assert peak is not None
@@ -73,7 +74,7 @@ def attention(constants: Constants, model: Model, kv_cache: KvFormat, parts: int
         smin = 64.0
     else:
         vector = _pick(constants, "attention_decode", kv)
-        context = _pick(constants, "attention_prefill", f"bf16_{kv}")
+        context = _pick(constants, "attention_prefill", "fp8_fp8" if host.fmha8 and kv == "fp8" else f"bf16_{kv}")
         kv_heads = -(-model.kv_heads // parts)
         bytes_token = 2.0 * kv_heads * model.head_dim * KV_BYTES[kv_cache]
         flops_token = 4.0 * heads * model.head_dim
@@ -81,18 +82,18 @@ def attention(constants: Constants, model: Model, kv_cache: KvFormat, parts: int
         stored = 4.0 * (heads + kv_heads) * model.head_dim
         smin = vector["smin"]
     return Attention(
-        t0=vector["t0_us"] * 1e-6,
-        t1=vector["t1_us"] * 1e-6,
+        t0=host.decode * vector["t0_us"] * 1e-6,
+        t1=host.decode * vector["t1_us"] * 1e-6,
         s1=vector["s1"],
         smin=smin,
         power=vector["p"],
         inverse=1 / vector["p"],
-        byte_time=bytes_token / (bandwidth * vector["eb"]),
-        flop_time=flops_token / (peak * vector["ec"]),
-        prefill_t0=context["t0_us"] * 1e-6,
+        byte_time=host.decode * bytes_token / (bandwidth * vector["eb"]),
+        flop_time=host.decode * flops_token / (peak * vector["ec"]),
+        prefill_t0=host.prefill * context["t0_us"] * 1e-6,
         prefill_s0=context["s0"],
-        prefill_pair=pair / (peak * context["ec"]),
-        prefill_token=context["q"] * stored / bandwidth,
+        prefill_pair=host.prefill * pair / (peak * context["ec"]),
+        prefill_token=host.prefill * context["q"] * stored / bandwidth,
         window=window,
     )
 

@@ -72,6 +72,7 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     if found is not None:  # the entry keeps model and gpu alive, so their ids cannot be taken by others
         return found
     check(model, gpu, deployment)
+    deployment = as_published(model, deployment)
     host = runtime_of(engine, gpu.id)
     tokens = deployment.max_num_tokens or host.tokens
     batch = deployment.max_batch_size or host.batch
@@ -101,6 +102,13 @@ def busy_replicas(deployment: Deployment, load: Load) -> int:
     if load.concurrency is None:
         return deployment.replicas
     return max(1, min(deployment.replicas, math.ceil(load.concurrency)))
+
+
+def as_published(model: Model, deployment: Deployment) -> Deployment:
+    """FP8 of a model whose own checkpoint has FP8 block scales means that checkpoint: its weights are not quantized again."""
+    if deployment.weights == "fp8" and model.quantized is not None and model.quantized.weights == "fp8_block":
+        return deployment.model_copy(update={"weights": "fp8_block"})
+    return deployment
 
 
 def check(model: Model, gpu: Gpu, deployment: Deployment) -> None:

@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from advisor import library
-from advisor.types import Engine
+from advisor.estimator.shapes import WEIGHT_BITS
+from advisor.types import Engine, WeightFormat
 
 
 class Runtime(NamedTuple):
@@ -26,6 +27,8 @@ class Runtime(NamedTuple):
     """host time per step"""
     layer_us: float
     """gaps between the kernels of a layer and its element-wise kernels, with CUDA graphs"""
+    moe_layer_us: float
+    """the same of a layer's router, permutation and finalisation, which the kernel tables of experts leave out"""
     passes: float
     """times that element-wise kernels read or write a token's residual stream, per layer"""
     overlap: float
@@ -49,10 +52,53 @@ class Runtime(NamedTuple):
     """whether sliding-window layers attend only to their window"""
     window_cache: bool
     """whether the cache of a sliding-window layer is only as long as its window by default"""
+    sampling: float
+    """times that sampling reads or writes the FP32 logits"""
+    fmha8: bool
+    """whether prompts over an FP8 cache are attended in FP8"""
     gen_moe: bool
-    """whether MoE runs NVIDIA's generated Blackwell kernels (moe_backend TRTLLM) rather than CUTLASS"""
+    """whether NVFP4 experts on several GPUs run NVIDIA's generated Blackwell kernels (moe_backend TRTLLM) rather than CUTLASS;
+    published single-GPU runs fit CUTLASS"""
+    logits_rows: int
+    """rows of logits that are live at once in the memory reserved for activations"""
+    launch: float
+    """fixed time of a matrix multiplication relative to the tables': launches that overlap cost less"""
+    gemm16: float
+    gemm8: float
+    gemm_block: float
+    gemm4: float
+    decode: float
+    prefill: float
+    moe16: float
+    moe8: float
+    moe_block: float
+    moe4: float
+    """time of this release's kernels relative to those that the tables of profiles/constants measured; of matrix
+    multiplications only the compute-bound part: it also carries the lower clocks under sustained load"""
+    wire_latency: float
+    wire_bandwidth: float
+    """the same for collectives: their fixed and mid-size part, and their time per byte"""
+    pcie_latency_us: float
+    pcie_share: float
+    pcie_far_share: float
+    """of all-reduce over PCIe: latency per GPU of the ring, and the share of the bus that it reaches among up to four GPUs
+    and among more, which sit on two sockets"""
     fused_fp4: float
     """share of the activation quantization in the NVFP4 kernel table that the engine fuses away"""
+
+    def dense(self, weights: WeightFormat) -> float:
+        """The factor on matrix multiplications with weights of this format."""
+        if weights == "fp8_block":
+            return self.gemm_block
+        bits = WEIGHT_BITS[weights]
+        return self.gemm16 if bits == 16 else self.gemm8 if bits == 8 else self.gemm4
+
+    def routed(self, weights: WeightFormat) -> float:
+        """The factor on experts with weights of this format."""
+        if weights == "fp8_block":
+            return self.moe_block
+        bits = WEIGHT_BITS[weights]
+        return self.moe16 if bits == 16 else self.moe8 if bits == 8 else self.moe4
 
 
 @cache

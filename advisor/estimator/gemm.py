@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from advisor.estimator.constants import Constants
+from advisor.estimator.engines import Runtime
 from advisor.types import WeightFormat
 
 FORM = {  # weight format -> (fitted op, peak, bytes of an activation element read)
@@ -42,15 +43,15 @@ class Gemm(NamedTuple):
         return float(self.fixed + self.linear * m + (compute**self.power + memory**self.power) ** self.inverse)
 
 
-def gemm(constants: Constants, weights: WeightFormat, k: float, n: float, bits: float, fused_fp4: float = 0.5) -> Gemm:
-    """The coefficients of a [K, N] matrix with `bits` per weight."""
-    vector, peak, slower = _vector(constants, weights, fused_fp4)
-    bandwidth = constants.bandwidth
-    rate = peak * vector["ec"] * slower
+def gemm(constants: Constants, host: Runtime, weights: WeightFormat, k: float, n: float, bits: float) -> Gemm:
+    """The coefficients of a [K, N] matrix with `bits` per weight, in the kernels of this engine release."""
+    vector, peak, slower = _vector(constants, weights, host.fused_fp4)
+    bandwidth, rate = constants.bandwidth, peak * vector["ec"] * slower
+    factor = host.dense(weights)
     return Gemm(
-        fixed=vector["t0_us"] * 1e-6 + vector["kk_ns"] * 1e-9 * k,
-        per_row=2 * k * n / rate,
-        per_tile_row=2 * k * vector["a0"] * 128 / rate,
+        fixed=host.launch * (vector["t0_us"] * 1e-6 + vector["kk_ns"] * 1e-9 * k),
+        per_row=factor * 2 * k * n / rate,
+        per_tile_row=factor * 2 * k * vector["a0"] * 128 / rate,
         bytes_fixed=n * k * bits / 8 / (bandwidth * vector["eb"]),
         bytes_row=2 * n / (bandwidth * vector["eb"]),
         power=vector["p"],

@@ -155,14 +155,14 @@ def activation_bytes(model: Model, deployment: Deployment, tokens: int, sequence
     if model.moe is not None:
         routed = model.moe.active * (model.hidden + 3 * model.moe.intermediate / deployment.tensor_parallel)
         widest = max(widest, 2.0 * model.hidden + routed)
-    return 2.0 * tokens * (2 * model.hidden + widest) + 8.0 * min(sequences, 1024) * model.vocab / tp
+    return 2.0 * tokens * (2 * model.hidden + widest) + 8.0 * sequences * model.vocab / tp
 
 
 def parts(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine, max_num_tokens: int, max_batch: int) -> Parts:
     """The memory ledger of one GPU of one replica."""
     weights = weight_bytes(model, deployment)
-    activations = activation_bytes(model, deployment, max_num_tokens, max_batch)
     host = runtime_of(engine, gpu.id)
+    activations = activation_bytes(model, deployment, max_num_tokens, min(max_batch, host.logits_rows))
     runtime = host.runtime_gib * GIB + (COLLECTIVE_BYTES if ranks(deployment) > 1 else 0.0)
     capacity = gpu.memory_gib * GIB if gpu.memory_gib is not None else None
     cache = None

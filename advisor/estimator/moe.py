@@ -14,6 +14,7 @@ import math
 from typing import NamedTuple
 
 from advisor.estimator.constants import Constants
+from advisor.estimator.engines import Runtime
 from advisor.types import Model, Moe, WeightFormat
 
 FORM = {
@@ -50,14 +51,14 @@ class Experts(NamedTuple):
 
 
 def experts(
-    constants: Constants, model: Model, moe: Moe, weights: WeightFormat, bits: float, ep: int, tp: int, gen: bool = False
+    constants: Constants, host: Runtime, model: Model, moe: Moe, weights: WeightFormat, bits: float, ep: int, tp: int
 ) -> Experts:
     """The coefficients with the experts divided over `ep` ranks and each expert's width over `tp`."""
     op, unit = FORM[weights]
     if unit == "bf16" and op == "mxfp4" and (constants.peaks.get("fp4") or 0) > 0 and "mxfp4_fp8" in constants.ops["moe"]:
         op, unit = "mxfp4_fp8", "fp8"
     table = constants.ops["moe"]
-    if gen and f"{op}_gen" in table:
+    if host.gen_moe and ep * tp > 1 and f"{op}_gen" in table:
         op = f"{op}_gen"
     if op not in table or not constants.peaks.get(unit):
         op, unit = "bf16", "bf16"
@@ -68,9 +69,16 @@ def experts(
     elements = (3 if model.gated_mlp else 2) * hidden * width
     local = moe.experts / ep
     choices = min(moe.active / ep ** (1 - vector["be"]), moe.active, local)
+    factor = host.routed(weights)
     return Experts(
-        t0=vector["t0_us"] * 1e-6 + vector["t1_ns"] * 1e-9 * local, choices=choices, local=local,
-        wake=vector["al"] * moe.active / moe.experts, pad=vector["pad"], row_time=2 * elements / (peak * vector["ec"]),
-        expert_time=elements * bits / 8 / (constants.bandwidth * vector["eb"]), power=vector["p"], inverse=1 / vector["p"],
-        token_time=vector["q"] * 2.0 * model.hidden / constants.bandwidth,
-    )  # fmt: skip
+        t0=host.launch * (vector["t0_us"] * 1e-6 + vector["t1_ns"] * 1e-9 * local),
+        choices=choices,
+        local=local,
+        wake=vector["al"] * moe.active / moe.experts,
+        pad=vector["pad"],
+        row_time=factor * 2 * elements / (peak * vector["ec"]),
+        expert_time=factor * elements * bits / 8 / (constants.bandwidth * vector["eb"]),
+        power=vector["p"],
+        inverse=1 / vector["p"],
+        token_time=factor * vector["q"] * 2.0 * hidden / constants.bandwidth,
+    )

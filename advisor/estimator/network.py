@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from advisor.estimator.constants import Constants
+from advisor.estimator.engines import Runtime
 
-PCIE_SHARE = 0.45
 LINK_SHARE = 0.6
 """of a link never fitted: what the fitted NVLink tables reach of theirs"""
 
@@ -35,26 +35,36 @@ class Collective(NamedTuple):
 NONE = Collective(0.0, 0.0, 0.0, 1.0)
 
 
-def all_reduce(constants: Constants, n: int) -> Collective:
+def all_reduce(constants: Constants, n: int, host: Runtime) -> Collective:
     """All-reduce over n GPUs."""
-    return _collective(constants, "all_reduce", n, 2.0)
+    return _collective(constants, "all_reduce", n, 2.0, host)
 
 
-def all_gather(constants: Constants, n: int) -> Collective:
+def all_gather(constants: Constants, n: int, host: Runtime) -> Collective:
     """All-gather or reduce-scatter over n GPUs; bytes are those of the whole result."""
-    return _collective(constants, "all_gather", n, 1.0)
+    return _collective(constants, "all_gather", n, 1.0, host)
 
 
-def _collective(constants: Constants, op: str, n: int, passes: float) -> Collective:
+def _collective(constants: Constants, op: str, n: int, passes: float, host: Runtime) -> Collective:
     if n <= 1:
         return NONE
     traffic = passes * (n - 1) / n
     if (constants.link == "pcie" and not constants.fitted) or constants.gpu == "l40s":
         bus = constants.link_bytes or 32e9
-        return Collective(10e-6 * passes, traffic / (bus * PCIE_SHARE), 0.0, 1.0)
+        return Collective(
+            host.pcie_latency_us * 1e-6 * passes * (n - 1),
+            traffic / (bus * (host.pcie_share if n <= 4 else host.pcie_far_share)),
+            0.0,
+            1.0,
+        )
     table = constants.ops.get(op, {})
     key = str(n) if str(n) in table else max(table, default=None, key=int)
     if key is None:
         return Collective(10e-6, traffic / ((constants.link_bytes or 32e9) * LINK_SHARE), 0.0, 1.0)
     vector = table[key]
-    return Collective(vector["t0_us"] * 1e-6, 1.0 / (vector["gb_s"] * 1e9), vector["t1_us"] * 1e-6, vector["b1_mb"] * 1e6)
+    return Collective(
+        vector["t0_us"] * 1e-6 * host.wire_latency,
+        host.wire_bandwidth / (vector["gb_s"] * 1e9),
+        vector["t1_us"] * 1e-6 * host.wire_latency,
+        vector["b1_mb"] * 1e6,
+    )

@@ -43,6 +43,8 @@ class StepTime(NamedTuple):
 
     dense: tuple[tuple[Gemm, float], ...]
     head: Gemm
+    sampling: float
+    """seconds to sample one token from its logits"""
     groups: tuple[tuple[Attention, float], ...]
     moe: Experts | None
     moe_layers: float
@@ -51,7 +53,8 @@ class StepTime(NamedTuple):
     collectives: float
     hidden_bytes: float
     layers: float
-    layer_gap: float
+    gaps: float
+    """seconds of one stage's step between kernels"""
     element_byte_time: float
     """seconds per byte of the residual stream, all passes of a layer"""
     host_step: float
@@ -78,7 +81,8 @@ class StepTime(NamedTuple):
         dense = 0.0
         for op, times in self.dense:
             dense += op.seconds(rows) * times
-        dense += self.head.seconds((decode + prefill / length) / self.width) / self.stages
+        sampled = (decode + prefill / length) / self.width
+        dense += (self.head.seconds(sampled) + sampled * self.sampling) / self.stages
         attend = 0.0
         for op_attention, times in self.groups:
             attend += times * (op_attention.decode(decode / self.width, context) + op_attention.prefill(mine, length))
@@ -90,7 +94,7 @@ class StepTime(NamedTuple):
             wire += 2 * self.gather.seconds(size) * self.moe_layers
         if self.stages > 1:
             wire += size * self.stage_copy
-        element = self.layers * (self.layer_gap + rows * self.hidden_bytes * self.element_byte_time)
+        element = self.gaps + self.layers * rows * self.hidden_bytes * self.element_byte_time
         return StepParts(
             dense,
             attend,
@@ -137,15 +141,21 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
     return StepTime(
         dense=dense,
         head=_gemm(constants, host, model, head, deployment),
+        sampling=host.sampling * 4.0 * model.vocab / (constants.bandwidth * ELEMENT_EFFICIENCY),
         groups=_attention(constants, host, model, deployment, tp // width),
         moe=routed,
         moe_layers=model.moe.layers / pp if model.moe else 0.0,
-        reduce=all_reduce(constants, tp) if width == 1 else NONE,
-        gather=all_gather(constants, tp) if width > 1 else NONE,
+        reduce=all_reduce(constants, tp, host) if width == 1 else NONE,
+        gather=all_gather(constants, tp, host) if width > 1 else NONE,
         collectives=(model.attention_layers + model.mlp_layers) / pp if width == 1 else 0.0,
         hidden_bytes=2.0 * model.hidden,
         layers=model.layers / pp,
-        layer_gap=(host.layer_us + (0.0 if deployment.cuda_graphs else host.eager_layer_us)) * 1e-6,
+        gaps=1e-6
+        / pp
+        * (
+            model.layers * (host.layer_us + (0.0 if deployment.cuda_graphs else host.eager_layer_us))
+            + (model.moe.layers * host.moe_layer_us if model.moe else 0.0)
+        ),
         element_byte_time=host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
         host_step=host.step_us * 1e-6,
         host_sequence=host.sequence_us * 1e-6,
@@ -164,10 +174,10 @@ def _attention(
     pp, local = deployment.pipeline_parallel, model.window.layers if model.window and host.window_attention else 0
     found = []
     if model.attention_layers > local:
-        whole = attention(constants, model, deployment.kv_cache, parts, float("inf"))
+        whole = attention(constants, host, model, deployment.kv_cache, parts, float("inf"))
         found.append((whole, (model.attention_layers - local) / pp))
     if model.window is not None and local:
-        found.append((attention(constants, model, deployment.kv_cache, parts, float(model.window.size)), local / pp))
+        found.append((attention(constants, host, model, deployment.kv_cache, parts, float(model.window.size)), local / pp))
     return tuple(found)
 
 
@@ -179,7 +189,7 @@ def _experts(constants: Constants, host: Runtime, model: Model, deployment: Depl
     form = deployment.weights if quantized else "bf16"
     tp = deployment.tensor_parallel
     ep = tp if deployment.attention_dp else deployment.expert_parallel
-    return experts(constants, model, model.moe, form, bits_per_element(form), ep, max(1, tp // ep), host.gen_moe)
+    return experts(constants, host, model, model.moe, form, bits_per_element(form), ep, max(1, tp // ep))
 
 
 def _gemm(constants: Constants, host: Runtime, model: Model, matrix: Matrix, deployment: Deployment) -> Gemm:
@@ -188,4 +198,4 @@ def _gemm(constants: Constants, host: Runtime, model: Model, matrix: Matrix, dep
     n = matrix.outputs * (part if matrix.split == "out" else 1.0)
     form = deployment.weights if is_quantized(matrix, model, deployment.weights, deployment.keep_high_precision) else "bf16"
     group_size = model.quantized.group_size if model.quantized else None
-    return gemm(constants, form, k, n, bits_per_element(form, group_size), host.fused_fp4)
+    return gemm(constants, host, form, k, n, bits_per_element(form, group_size))
