@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from advisor.report import commands, evidence, sections, units
+from advisor.report.deployments import settings
 from advisor.report.rendering import render
 from advisor.types import Change, Evidence, Finding, Report
 
@@ -236,6 +237,11 @@ def test_executed_change_says_what_it_measured() -> None:
         rule="a/b", action="quantize", before={"ppl": 7.0}, after={"ppl": 7.25, "accuracy_loss_pct": 3.57}, gate="failed"
     )
     assert sections.change_lines(change) == ("ppl 7 -> 7.25; accuracy_loss_pct 3.57",)
+
+
+def test_changes_are_shown_as_settings() -> None:
+    changes = {"weights": "fp8", "cuda_graphs": True, "speculation": {"method": "mtp", "draft_len": 4, "draft_model": None}}
+    assert settings(changes) == "weights: fp8, cuda_graphs: true, speculation: (method: mtp, draft_len: 4)"
 
 
 def test_flip_of_a_limit_that_nobody_set_is_below() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from advisor.report import units
 from advisor.types import Deployment
 
+METHODS = {"ngram": "n-gram", "draft": "draft-model", "eagle3": "EAGLE-3", "mtp": "MTP"}
+
 
 def describe_changes(changes: dict[str, object]) -> str:
     """A step's changed fields in words: {"weights": "fp8"} -> "FP8 weights, FP8 activations"."""
@@ -49,7 +51,7 @@ def describe_field(name: str, value: object) -> str:
 
 def _describe_speculation(value: object) -> str:
     data = value if isinstance(value, dict) else value.model_dump() if hasattr(value, "model_dump") else {}
-    method = {"ngram": "n-gram", "draft": "draft-model", "eagle3": "EAGLE-3", "mtp": "MTP"}.get(data.get("method", ""), "")
+    method = METHODS.get(data.get("method", ""), "")
     length = data.get("draft_len")
     return f"{method or value} speculation" + (f", draft length {length}" if length else "")
 
@@ -83,5 +85,18 @@ def short_deployment(deployment: Deployment) -> str:
     if deployment.batching == "static":
         parts.append("static batching")
     if deployment.speculation:
-        parts.append(f"{deployment.speculation.method} {deployment.speculation.draft_len}")
+        parts.append(f"{METHODS[deployment.speculation.method]} draft {deployment.speculation.draft_len}")
     return ", ".join(parts)
+
+
+def settings(changes: dict[str, object]) -> str:
+    """A step's changed fields as settings: "weights: fp8, speculation: (method: mtp, draft_len: 4)"."""
+    return ", ".join(f"{name}: {_setting(value)}" for name, value in changes.items())
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return f"({settings({name: item for name, item in value.items() if item is not None})})"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.report import charts, commands, evidence, sections, units
-from advisor.report.deployments import short_deployment
+from advisor.report.deployments import settings, short_deployment
 from advisor.report.templating import fill
 from advisor.types import Change, Report, Step
 
@@ -43,6 +43,7 @@ def render_html(report: Report) -> str:
         "commands": commands,
         "sections": sections,
         "evidence": evidence,
+        "settings": settings,
         "short_deployment": short_deployment,
         "units": units,
         "change_lines": sections.change_lines,
