@@ -22,7 +22,11 @@ ALLOWED = {
     "report": {"types", "errors"},
     "prediction": FOUNDATION | {"profiler", "estimator"},
     "pipeline": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", "prediction", ""},
-    "cli": FOUNDATION | {"pipeline", "prediction", "report", "profiler", ""},
+    "freshness": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
+    "rounds": FOUNDATION | {"freshness", "profiler"},
+    "served": FOUNDATION | {"executor", "freshness"},
+    "sweep": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
+    "cli": FOUNDATION | {"pipeline", "prediction", "report", "profiler", "freshness", "rounds", "served", "sweep", ""},
     "": FOUNDATION | {"pipeline", "prediction"},
 }
 FOREIGN = {

@@ -10,7 +10,7 @@ import click
 from advisor import __version__
 from advisor.errors import AdvisorError
 
-COMMANDS = ("predict", "profile", "plan", "explain", "rules", "facts", "report", "diff", "emit", "schema")
+COMMANDS = ("predict", "profile", "plan", "explain", "rules", "facts", "report", "diff", "emit", "check", "watch", "schema")
 
 
 class Commands(click.Group):

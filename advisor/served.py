@@ -1,0 +1,103 @@
+"""Whether serving files still say what was advised.
+
+trtllm.yaml is compared key by key. In serve.sh, slurm.sh and the manifests every advised command-line flag and every line
+of the engine configuration must be there; names, images, ports, volumes and the like are the platform's own and not compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from advisor.errors import FileProblem
+from advisor.freshness import Drift
+from advisor.library import parse_yaml, read_text
+from advisor.types import Report, Scalar
+
+CONFIG = "trtllm.yaml"
+FOLDERS = ("", "serving")
+"""where in an applied folder the files may lie"""
+COMPARED = (CONFIG, "serve.sh", "slurm.sh", "kubernetes.yaml", "dynamo.yaml")
+OWN = ("--host", "--port", "--config", "--mpi", "--container-image", "--container-mounts", "--container-workdir")
+_FLAG = re.compile(r"(?<![\w-])(--[a-z][\w.-]*)(?:[\s=\"',]+(?!-)([^\s\"',\]\\]+))?")
+_ABSENT = "(not set)"
+
+
+def served_drifts(report: Report, folder: Path) -> tuple[Drift, ...]:
+    """One drift for each setting in the folder's files that is not as advised. Raises FileProblem where no file is."""
+    from advisor.executor.serving import write_serving
+
+    advised = write_serving(report.plan, report.profile)
+    found = {name: path for name in COMPARED if name in advised for path in _paths(folder, name)}
+    if not found:
+        wanted = ", ".join(name for name in COMPARED if name in advised)
+        raise FileProblem("no serving files are here", where=str(folder), hint=f"one of {wanted} is wanted (`advise emit`)")
+    config = advised.get(CONFIG, "")
+    drifts: list[Drift] = []
+    for name, path in found.items():
+        text = read_text(path, what="serving file")
+        if name == CONFIG:
+            drifts += _settings(advised[name], text, str(path))
+            continue
+        drifts += _flags(advised[name], text, str(path))
+        if name.endswith(".yaml"):
+            drifts += _lines(config, text, str(path))
+    return tuple(drifts)
+
+
+def _paths(folder: Path, name: str) -> Iterator[Path]:
+    for place in FOLDERS:
+        path = folder / place / name
+        if path.is_file():
+            yield path
+            return
+
+
+def _drift(fact: str, advised: Scalar, now: Scalar) -> Drift:
+    return Drift(fact=fact, advised=advised, now=now, stale=True, says="not what was advised")
+
+
+def _settings(advised: str, text: str, where: str) -> Iterator[Drift]:
+    wanted, found = dict(_flat(parse_yaml(advised, where=CONFIG))), dict(_flat(parse_yaml(text, where=where)))
+    for key in sorted(set(wanted) | set(found)):
+        if wanted.get(key, _ABSENT) != found.get(key, _ABSENT):
+            yield _drift(f"{where} {key}", wanted.get(key, _ABSENT), found.get(key, _ABSENT))
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        yield prefix, ", ".join(map(str, value))
+    else:
+        yield prefix, value
+
+
+def _code(text: str) -> list[str]:
+    """The lines without comments; a leading "- " of a YAML list is no part of a word."""
+    lines = (re.sub(r"(^|\s)#.*$", "", line).strip() for line in text.splitlines())
+    return [line.removeprefix("- ") for line in lines if line]
+
+
+def _flags(advised: str, text: str, where: str) -> Iterator[Drift]:
+    wanted, found = _flags_of(advised), _flags_of(text)
+    for flag in sorted(set(wanted) | set(found)):
+        if flag not in OWN and wanted.get(flag, _ABSENT) != found.get(flag, _ABSENT):
+            yield _drift(f"{where} {flag}", wanted.get(flag, _ABSENT), found.get(flag, _ABSENT))
+
+
+def _flags_of(text: str) -> dict[str, str]:
+    return {flag: value or "(set)" for flag, value in _FLAG.findall("\n".join(_code(text)))}
+
+
+def _lines(config: str, text: str, where: str) -> Iterator[Drift]:
+    """Lines of the engine configuration that a manifest's copy of it does not have."""
+    there = set(_code(text))
+    for line in _code(config):
+        if line not in there:
+            key = line.split(":")[0]
+            now = next((one for one in there if one.split(":")[0] == key), _ABSENT)
+            yield _drift(f"{where} {key}", line.partition(": ")[2] or line, now.partition(": ")[2] or now)
