@@ -116,6 +116,7 @@ def test_no_such_repository(hub: Hub) -> None:
 
 def test_a_typo_in_a_known_id_is_offered_when_the_hub_has_nothing(hub: Hub) -> None:
     fails("meta-llama/Llama-3.1-9B", "no such model", "did you mean meta-llama/Llama-3.1-8B")
+    fails("someone/Qwen3-32B", "no such model", "did you mean Qwen/Qwen3-32B")
 
 
 def test_a_repository_without_config_json(hub: Hub) -> None:

@@ -75,6 +75,7 @@ def test_every_profile_is_described_and_known(stem: str) -> None:
     assert facts["source"]
     assert set(sources.values()) == {f"profiles/models/{stem}.yaml"}
     assert all(name.split(".")[1] in Model.model_fields for name in sources)
+    assert {"model.layers", "model.kv_heads", "model.tied_embeddings", "model.mtp_layers", "model.params"} <= set(sources)
     assert all(draft.source for draft in model.drafts)
 
 

@@ -69,7 +69,7 @@ def _model(config: Configuration, sizes: Sizes, layers: list[Layer], *, name: st
     typical = own if not shapes or (own.kv_heads, own.key_dim) in shapes else (whole or local)[0]
     plain = 2.0 * typical.kv_heads * typical.key_dim
     latent = float(sizes.mla.kv_lora_rank + sizes.mla.qk_rope_head_dim) if sizes.mla else plain
-    times = config.number("attentions_per_layer") or 1
+    times = config.trait("attentions_per_layer") or 1
     states = sum(layer.mixer in ("recurrent", "parallel") for layer in layers)
     parts = parameter_parts(config, sizes, layers)
     widths = [layer.width for layer in layers if layer.width] or [sizes.width]

@@ -48,10 +48,6 @@ def read_heads(config: Configuration, hidden: int, mla: Mla | None) -> Heads:
     if mla is not None:
         return mla_heads(config, hidden, heads, mla)
     kv_heads = _kv_heads(config, heads)
-    if kv_heads > heads:
-        raise ModelProblem(
-            f"{kv_heads} key/value heads for {heads} attention heads", where=config.where, hint="fetch config.json again"
-        )
     key_dim = config.number(*HEAD_DIM_KEYS, kind="head_dim")
     if key_dim is None:
         if hidden % heads:
@@ -65,7 +61,11 @@ def read_heads(config: Configuration, hidden: int, mla: Mla | None) -> Heads:
 
 
 def heads_of(config: Configuration, hidden: int, heads: int, kv_heads: int, key_dim: int, value_dim: int) -> Heads:
-    """Q, K, V and output projections (with an output gate as wide as Q where the architecture has one)."""
+    """Q, K, V and output projections (with an output gate as wide as Q where the architecture has one). Raises ModelProblem."""
+    if kv_heads > heads:
+        raise ModelProblem(
+            f"{kv_heads} key/value heads for {heads} attention heads", where=config.where, hint="fetch config.json again"
+        )
     gate = heads * value_dim if config.flag("attn_output_gate", "attention_output_gate", "output_gate") else 0
     wide = heads * key_dim + kv_heads * (key_dim + value_dim) + heads * value_dim + gate
     return Heads(heads, kv_heads, key_dim, value_dim, hidden * wide, float(kv_heads * (key_dim + value_dim)))

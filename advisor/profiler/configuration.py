@@ -99,6 +99,11 @@ class Configuration:
                 return name, self.defaults[name]
         return "", None
 
+    def trait(self, name: str) -> int | None:
+        """What the architecture always has and no key of config.json ever says (1 for true); see profiles/architectures."""
+        value = self.implied.get(name)
+        return None if value is None else int(value)
+
     def has(self, *names: str) -> bool:
         """Whether any of the names is there, or a default, and not null."""
         before = dict(self.defaulted)

@@ -68,8 +68,8 @@ def read_experts(config: Configuration, hidden: int) -> Experts | None:
         shared = (shared_count or 0) * width
     elif shared_count == 0 and not config.has("shared_expert_intermediate_size"):
         shared = 0
-    if config.flag("dense_beside_experts"):
-        shared += (config.number("attentions_per_layer") or 1) * (read_width(config, hidden) or 0)
+    if config.trait("dense_beside_experts"):
+        shared += (config.trait("attentions_per_layer") or 1) * (read_width(config, hidden) or 0)
     latent = config.number("moe_latent_size", "routed_expert_hidden_size", "moe_hidden_size", kind="hidden")
     return Experts(count, active, width, shared, latent)
 
@@ -87,7 +87,7 @@ def read_width(config: Configuration, hidden: int) -> int | None:
 
 def adjusted(config: Configuration, width: int) -> int:
     """The width really built: some architectures halve it (RecurrentGemma, Qwen 1) or take two thirds (LFM2)."""
-    if config.flag("halved_mlp"):
+    if config.trait("halved_mlp"):
         return max(1, width // 2)
     if config.flag("block_auto_adjust_ff_dim"):
         width = int(2 * width / 3 * (config.ratio("block_ffn_dim_multiplier") or 1.0))

@@ -91,8 +91,6 @@ def relatives(model: Model, sources: dict[str, str]) -> tuple[Model, dict[str, s
 
 
 def sources_of(model: Model, source: str) -> dict[str, str]:
-    """Every fact of the model that is known, from one source."""
-    unset: tuple[object, ...] = (None, (), {}, 0.0)
-    return {
-        f"model.{name}": source for name in type(model).model_fields if name != "notes" and getattr(model, name) not in unset
-    }
+    """Every fact of the model that is known (empty lists and None are not), from one source."""
+    values = {name: getattr(model, name) for name in type(model).model_fields if name != "notes"}
+    return {f"model.{name}": source for name, value in values.items() if value is not None and value != () and value != {}}

@@ -45,12 +45,20 @@ def read_model(name_or_path: str) -> tuple[Model, dict[str, str]]:
         try:
             return read_hub(name)
         except (ModelProblem, MissingExtra) as error:
-            near = difflib.get_close_matches(name.lower(), [known for known in known_names() if "/" in known], n=1, cutoff=0.85)
-            if not near:
+            near = _nearest(name)
+            if near is None:
                 raise
-            hint = f"did you mean {read_known(known_names()[near[0]])[0].name}, which needs no hub? {error.hint}"
+            hint = f"did you mean {near}, which needs no hub? {error.hint}"
             raise type(error)(error.what, where=error.where, hint=hint) from None
     raise UnknownName("model", name, known_names(), hint="or give a local folder, or a hub id such as org/name")
+
+
+def _nearest(repository: str) -> str | None:
+    """The known hub id that somebody may have meant: the same name under another owner, or nearly the same."""
+    names = known_names()
+    near = difflib.get_close_matches(repository.lower(), [name for name in names if "/" in name], n=1, cutoff=0.85)
+    stem = find_known(repository.split("/")[1]) or (names[near[0]] if near else None)
+    return stem.replace("--", "/", 1) if stem else None
 
 
 def _exists(path: Path) -> bool:

@@ -65,12 +65,12 @@ def read_sizes(config: Configuration, *, gated: bool | None, notes: list[str]) -
         tied = False
         notes.append("config.json does not say whether the output head shares the embedding's weights; counted as separate.")
     mla = read_mla(config)
-    if config.flag("no_attention") and not config.has(*HEAD_KEYS):
+    if config.trait("no_attention") and not config.has(*HEAD_KEYS):
         heads = NO_HEADS
     else:
         heads = read_heads(config, hidden, mla)
     experts = read_experts(config, hidden)
-    width = 0 if config.flag("no_mlp") else read_width(config, hidden)
+    width = 0 if config.trait("no_mlp") else read_width(config, hidden)
     if width is None and experts is None:
         width = 4 * hidden
         notes.append(
@@ -87,14 +87,10 @@ def read_layers(config: Configuration, sizes: Sizes, notes: list[str]) -> list[L
     overrides = read_overrides(config, sizes.layers, sizes.hidden, sizes.heads.heads)
     compressed = read_compressed(config, sizes.layers, sizes.hidden, sizes.heads.heads, sizes.heads.key_dim)
     shared = read_shared_block(config, sizes.hidden, sizes.heads.heads, sizes.heads.key_dim, sizes.width)
-    first_reused = sizes.layers - (config.number("num_kv_shared_layers", low=0) or 0)
     if compressed is not None:
         kept = sum(entry.ratio > 0 for entry in compressed) * (config.number(*WINDOW_KEYS) or 0) * sizes.heads.key_dim
         notes.append(f"Its compressed layers also keep a window of whole tokens, {kept:,} elements a sequence; not counted.")
-    crossing = config.items("cross_attention_layers") or []
-    if crossing:
-        notes.append(f"{len(crossing)} cross-attention layers keep only the image's keys and values; those are not counted.")
-    sharing = (config.number("cla_share_factor") or 1) if config.flag("use_cla") else 1
+    borrowing = _without_own_cache(config, sizes, notes)
     usual = {mixer: _heads(config, sizes, mixer) for mixer in ("full", "local")}
     found = []
     for index, (mixer, feed) in enumerate(zip(kinds.mixers, kinds.feeds, strict=True)):
@@ -104,16 +100,20 @@ def read_layers(config: Configuration, sizes: Sizes, notes: list[str]) -> list[L
         elif shared is not None:
             layer = _sharing(sizes, kinds, shared, index)
         else:
-            layer = _ordinary(
-                config,
-                sizes,
-                usual,
-                mixer,
-                feed,
-                cached=index < first_reused and index not in crossing and index % sharing == 0,
-            )
+            layer = _ordinary(config, sizes, usual, mixer, feed, cached=index not in borrowing)
         found.append(layer if compressed is None else _compressing(layer, sizes, compressed[index]))
     return found
+
+
+def _without_own_cache(config: Configuration, sizes: Sizes, notes: list[str]) -> set[int]:
+    """Layers that read an earlier layer's keys and values (Gemma 3n, Hunyuan) or an image's (Llama 3.2 Vision)."""
+    crossing = config.items("cross_attention_layers") or []
+    if crossing:
+        notes.append(f"{len(crossing)} cross-attention layers keep only the image's keys and values; those are not counted.")
+    found = {config.checked("cross_attention_layers", index, low=0) for index in crossing}
+    found |= set(range(max(0, sizes.layers - (config.number("num_kv_shared_layers", low=0) or 0)), sizes.layers))
+    factor = (config.number("cla_share_factor") or 1) if config.flag("use_cla") else 1
+    return found | {index for index in range(sizes.layers) if index % factor}
 
 
 def _heads(config: Configuration, sizes: Sizes, mixer: Mixer) -> Heads:
@@ -127,7 +127,7 @@ def _ordinary(config: Configuration, sizes: Sizes, usual: dict[str, Heads], mixe
     if mixer == "local" and sizes.window is None:
         mixer = "full"
     heads = usual["local"] if mixer == "local" else usual["full"] if mixer in ("full", "parallel") else None
-    params = heads.params * (config.number("attentions_per_layer") or 1) if heads else 0
+    params = heads.params * (config.trait("attentions_per_layer") or 1) if heads else 0
     width = sizes.width if feed == "dense" else 0
     if heads and not cached:
         params -= sizes.hidden * heads.kv_heads * (heads.key_dim + heads.value_dim)
@@ -177,7 +177,7 @@ def parameter_parts(config: Configuration, sizes: Sizes, layers: list[Layer]) ->
     states = sum(layer.mixer in ("recurrent", "parallel") for layer in layers)
     per_layer = config.number("hidden_size_per_layer_input", low=0) or 0
     vocab = config.number("vocab_size_per_layer_input", kind="vocab") or sizes.vocab
-    positions = (config.number(*CONTEXT_KEYS, kind="context") or 0) if config.flag("learned_positions") else 0
+    positions = (config.number(*CONTEXT_KEYS, kind="context") or 0) if config.trait("learned_positions") else 0
     return {
         "embedding": sizes.vocab * sizes.hidden + vocab * sizes.layers * per_layer,
         "lm_head": 0 if sizes.tied else sizes.vocab * sizes.hidden,
