@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advisor.reasoner.candidates import Candidate
-from advisor.types import Alternative, Deployment, Estimate, Goal
+from advisor.types import Alternative, Deployment, Estimate, Goal, Profile
 
 # Differences below this share decide nothing: they are well inside the estimator's error, so the plan that loses less
 # accuracy, and then the simpler one, is taken.
 TIE = 0.03
+# Plans that tie for the goal do not tie for the user where one of them keeps requests waiting this many times longer.
+WAIT = 3.0
 _NEVER = float("inf")
 # Upper ends of the classes of accuracy risk, percent: nothing lost, what evaluations hardly see, what users notice, and more.
 RISKS = (0.0, 2.0, 5.0, 10.0)
@@ -26,6 +28,18 @@ class Tried:
     @property
     def deployment(self) -> Deployment:
         return self.candidate.deployment
+
+
+def aim(profile: Profile) -> Goal:
+    """The goal by which plans are ranked: arrivals at a given rate fix the throughput, so latency is what is left to gain."""
+    traffic, goal = profile.traffic, profile.goal
+    fixed = traffic.concurrency is None and traffic.rate is not None
+    return goal.model_copy(update={"objective": "latency"}) if fixed and goal.objective == "throughput" else goal
+
+
+def keeps_up(estimate: Estimate) -> bool:
+    """Whether requests are served as fast as they arrive; where they are not, queues grow and TTFT has no value."""
+    return not estimate.fits or estimate.itl_ms is None or estimate.ttft_ms is not None
 
 
 def worth(estimate: Estimate, goal: Goal) -> float:
@@ -45,7 +59,7 @@ def violations(estimate: Estimate, goal: Goal) -> dict[str, float]:
     """Limits that an estimate breaks: name -> how many times over (infinite when it does not fit or cannot be known)."""
     if not estimate.fits:
         return {"memory": _NEVER}
-    broken: dict[str, float] = {}
+    broken: dict[str, float] = {} if keeps_up(estimate) else {"load": _NEVER}
     for name, limit, value in (("ttft_ms", goal.ttft_ms, estimate.ttft_ms), ("itl_ms", goal.itl_ms, estimate.itl_ms)):
         if limit is not None and value is not None and value > limit:
             broken[name] = value / limit
@@ -62,13 +76,17 @@ def choose(tried: Sequence[Tried], goal: Goal) -> tuple[Tried, bool]:
         return min(tried, key=lambda one: (*_severity(one, goal), *_simplicity(one))), False
     best = max(worth(one.estimate, goal) for one in keeping)
     tied = [one for one in keeping if worth(one.estimate, goal) >= best * (1 - TIE)]
-    return min(tied, key=_simplicity), True
+    soonest = min(one.estimate.ttft_ms or 0.0 for one in tied)
+    prompt = [one for one in tied if (one.estimate.ttft_ms or 0.0) <= soonest * WAIT]
+    return min(prompt, key=_simplicity), True
 
 
-def _severity(one: Tried, goal: Goal) -> tuple[float, float]:
+def _severity(one: Tried, goal: Goal) -> tuple[float, float, float]:
+    """How far over memory, how many times over the worst limit, and (of those that cannot keep up) the speed."""
     broken = violations(one.estimate, goal)
     over = one.estimate.memory_gib.total / one.estimate.memory_gib.capacity if "memory" in broken else 0.0
-    return over, max(broken.values(), default=0.0) if not over else 0.0
+    speed = one.estimate.output_tokens_per_s if "load" in broken else None
+    return over, max(broken.values(), default=0.0) if not over else 0.0, -(speed or 0.0)
 
 
 def _simplicity(one: Tried) -> tuple[int, int, float, int, str]:

@@ -9,7 +9,7 @@ from advisor.estimator.accuracy import expected_loss
 from advisor.estimator.deployment import estimate
 from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layouts
-from advisor.reasoner.choice import Tried, choose, violations, worth
+from advisor.reasoner.choice import Tried, aim, choose, violations, worth
 from advisor.reasoner.drafts import fill_speculation
 from advisor.reasoner.policing import broken_fields, nothing_allowed, option_ban
 from advisor.reasoner.rulebook import Rulebook
@@ -93,10 +93,10 @@ def decide(
     tried = _permitted([*search.try_all(baseline, plain, spread), alone], policy)
     if policy is not None and not tried:
         raise nothing_allowed(profile, policy)
-    chosen, feasible = choose(tried, profile.goal)
+    chosen, feasible = choose(tried, aim(profile))
     options = fill_speculation(profile, chosen.deployment, fired)
     tried = _permitted([*search.try_all(baseline, options, spread), alone], policy)
-    chosen, feasible = choose(tried, profile.goal)
+    chosen, feasible = choose(tried, aim(profile))
     chosen = _without_useless_switches(chosen, options, search, policy)
     return Decision(alone, chosen, feasible, tuple(tried), options)
 
@@ -120,5 +120,5 @@ def _without_useless_switches(chosen: Tried, options: tuple[Option, ...], search
 
 
 def _better(one: Estimate, other: Estimate, profile: Profile) -> bool:
-    one_broken, other_broken = violations(one, profile.goal), violations(other, profile.goal)
-    return len(one_broken) <= len(other_broken) and worth(one, profile.goal) > worth(other, profile.goal) * 1.001
+    goal = aim(profile)
+    return len(violations(one, goal)) <= len(violations(other, goal)) and worth(one, goal) > worth(other, goal) * 1.001

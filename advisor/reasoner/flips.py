@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+from advisor.reasoner.choice import Tried
 from advisor.reasoner.rejection import describe
 from advisor.types import Deployment, Flip, Lengths, Loss, Profile
 
-Decide = Callable[[Profile], Deployment | None]
+Decide = Callable[[Profile], tuple[Tried, bool] | None]
 BUDGET = "goal.accuracy_budget_pct"
+STEPWISE = ("gpu.count", BUDGET)
+FRACTIONAL = ("gpu.memory_gib", "traffic.rate")
+NOTHING = "no plan keeps every limit"
 
 
 class Movement(NamedTuple):
@@ -24,7 +28,7 @@ class Movement(NamedTuple):
 
 
 def find_flips(profile: Profile, chosen: Deployment, loss: Loss | None, decide: Decide) -> tuple[Flip, ...]:
-    """The nearest flip of each fact in each direction; `decide` gives the deployment chosen for a moved profile.
+    """The nearest flip of each fact in each direction; `decide` chooses for a moved profile.
 
     loss: what the chosen plan is expected to lose; an accuracy budget below it would rule the plan out.
     """
@@ -38,6 +42,10 @@ def _movements(profile: Profile, loss: Loss | None) -> Iterator[Movement]:
         moved = partial(_at_concurrency, profile)
         yield Movement("traffic.concurrency", traffic.concurrency, _down(traffic.concurrency, 1), moved)
         yield Movement("traffic.concurrency", traffic.concurrency, _up(traffic.concurrency, 1024), moved)
+    elif traffic.rate is not None:
+        moved = partial(_at_rate, profile)
+        yield Movement("traffic.rate", traffic.rate, [traffic.rate / 4, traffic.rate / 16], moved)
+        yield Movement("traffic.rate", traffic.rate, [traffic.rate * 4, traffic.rate * 16], moved)
     longest = profile.model.max_context or 131072
     for name, other in (("isl", traffic.osl.mean), ("osl", traffic.isl.mean)):
         mean = getattr(traffic, name).mean
@@ -56,39 +64,45 @@ def _movements(profile: Profile, loss: Loss | None) -> Iterator[Movement]:
 
 
 def _first_flip(movement: Movement, chosen: Deployment, decide: Decide) -> Flip | None:
-    fact, now, values, moved = movement
-    last = now
-    for value in values:
-        other = decide(moved(value))
-        if other is not None and _signature(other, fact) != _signature(chosen, fact):
-            stepwise = last is None or fact in ("gpu.count", BUDGET)
-            at, then = (value, other) if stepwise else _bisect(fact, last or value, value, other, moved, chosen, decide)
-            return Flip(fact=fact, now=_rounded(now) if now is not None else None, at=_rounded(at), then=describe(then))
+    last = movement.now
+    for value in movement.values:
+        then = _other(movement, value, chosen, decide)
+        if then is not None:
+            at = value
+            if last is not None and movement.fact not in STEPWISE:
+                at, then = _bisect(movement, last, value, then, chosen, decide)
+            now = None if movement.now is None else _rounded(movement.now)
+            return Flip(fact=movement.fact, now=now, at=_rounded(at), then=then)
         last = value
     return None
 
 
+def _other(movement: Movement, value: float, chosen: Deployment, decide: Decide) -> str | None:
+    """What is done at this value where it is not the chosen plan."""
+    found = decide(movement.moved(value))
+    if found is None:
+        return None
+    other, feasible = found[0].deployment, found[1]
+    if not feasible:
+        return NOTHING
+    return None if _signature(other, movement.fact) == _signature(chosen, movement.fact) else describe(other)
+
+
 def _bisect(
-    fact: str,
-    same: float,
-    changed: float,
-    then: Deployment,
-    moved: Callable[[float], Profile],
-    chosen: Deployment,
-    decide: Decide,
-) -> tuple[float, Deployment]:
+    movement: Movement, same: float, changed: float, then: str, chosen: Deployment, decide: Decide
+) -> tuple[float, str]:
     """The boundary between a value with the same plan and one with another, to about 5 %."""
-    whole = fact != "gpu.memory_gib"
+    whole = movement.fact not in FRACTIONAL
     while abs(changed / same - 1) > 0.05 and not (whole and abs(changed - same) <= 1):
         middle = (same * changed) ** 0.5
         middle = float(round(middle)) if whole else middle
         if middle in (same, changed):
             break
-        other = decide(moved(middle))
-        if other is not None and _signature(other, fact) != _signature(chosen, fact):
-            changed, then = middle, other
-        else:
+        other = _other(movement, middle, chosen, decide)
+        if other is None:
             same = middle
+        else:
+            changed, then = middle, other
     return changed, then
 
 
@@ -109,6 +123,10 @@ def _up(now: float, most: float) -> list[float]:
 
 def _at_concurrency(profile: Profile, value: float) -> Profile:
     return profile.model_copy(update={"traffic": profile.traffic.model_copy(update={"rate": None, "concurrency": value})})
+
+
+def _at_rate(profile: Profile, value: float) -> Profile:
+    return profile.model_copy(update={"traffic": profile.traffic.model_copy(update={"rate": value})})
 
 
 def _at_length(profile: Profile, name: str, mean: float) -> Profile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advisor.errors import NoPlanFits, NotPossible
 from advisor.reasoner.candidates import LAYOUT, Option
-from advisor.reasoner.choice import Tried, pareto, worth
+from advisor.reasoner.choice import Tried, aim, pareto, worth
 from advisor.reasoner.decision import Decision, Search, decide
 from advisor.reasoner.diagnosis import diagnose
 from advisor.reasoner.fallbacks import find_fallbacks
@@ -32,10 +32,6 @@ def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], po
         found = _decided(moved, deciding, policy)
         return (found.chosen, found.feasible) if found else None
 
-    def chosen_for(moved: Profile) -> Deployment | None:
-        found = _decided(moved, deciding, policy)
-        return found.chosen.deployment if found else None
-
     left_out = rejections(profile, rulebook, findings, chosen, steps, decision.tried, search.estimate)
     fallbacks = find_fallbacks(profile, rulebook, chosen.deployment)
     shortfall = () if decision.feasible else find_shortfall(profile, chosen, nearest)
@@ -60,7 +56,7 @@ def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], po
         rejected=left_out,
         alternatives=pareto(decision.tried, chosen, profile.goal),
         fallbacks=fallbacks,
-        flips=find_flips(profile, chosen.deployment, chosen.estimate.loss, chosen_for) if decision.feasible else (),
+        flips=find_flips(profile, chosen.deployment, chosen.estimate.loss, nearest) if decision.feasible else (),
         shortfall=shortfall,
         warnings=said,
         tried=len(search.estimates),
@@ -110,7 +106,7 @@ def _progress(after: Estimate, profile: Profile) -> tuple[float, float]:
     """First towards fitting, then towards the goal."""
     memory = after.memory_gib
     over = 0.0 if after.fits else memory.total / memory.capacity
-    return -over, worth(after, profile.goal)
+    return -over, worth(after, aim(profile)) or after.output_tokens_per_s or 0.0
 
 
 def _plain(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from advisor.reasoner.candidates import LAYOUT, changes_of
-from advisor.reasoner.choice import Tried, violations, worth
+from advisor.reasoner.choice import TIE, Tried, aim, violations, worth
 from advisor.reasoner.fallbacks import LEAVES
 from advisor.reasoner.rulebook import Rulebook
 from advisor.types import Deployment, Estimate, Evidence, Finding, Plan, Profile, Rejection, Rule, Speculation, Step
@@ -51,7 +51,7 @@ def rejections(
             continue
         if _already_so(rule, chosen.deployment) or (finding.verdict == "fires" and set(rule.applies.deployment) <= set(LAYOUT)):
             continue
-        with_it = None if finding.verdict == "blocked" else _with(rule, chosen, tried, estimate)
+        with_it = _with(rule, chosen, tried, profile, estimate) if _possible(finding, rule) else None
         reason = _reason(finding, rule, with_it, chosen.estimate, profile)
         found.append((ORDER.index(finding.verdict), Rejection(rule=rule.id, reason=reason, estimate=with_it)))
     return tuple(rejection for _, rejection in sorted(found, key=lambda one: (one[0], one[1].rule)))
@@ -62,11 +62,22 @@ def _already_so(rule: Rule, deployment: Deployment) -> bool:
     return bool(wanted) and all(getattr(deployment, name) == value for name, value in wanted.items())
 
 
-def _with(rule: Rule, chosen: Tried, tried: Sequence[Tried], estimate: Estimator) -> Estimate | None:
-    """The best that was tried with this rule, else the chosen plan with its change."""
-    using = [one for one in tried if rule.id in one.candidate.rules and _same_but(one.deployment, chosen.deployment, rule)]
+def _possible(finding: Finding, rule: Rule) -> bool:
+    """Whether machine, engine and model allow the remedy; figures of an impossible one would promise what cannot be had."""
+    if finding.verdict == "blocked":
+        return False
+    failing = [one.condition for one in finding.evidence if one.holds is False and one.condition in rule.requires]
+    return not any(line.endswith("== native") or line.startswith("model.") for line in failing)
+
+
+def _with(rule: Rule, chosen: Tried, tried: Sequence[Tried], profile: Profile, estimate: Estimator) -> Estimate | None:
+    """The chosen plan with this rule's change; where that was not allowed, the best that was tried with the rule."""
+    using = [one for one in tried if rule.id in one.candidate.rules]
+    alike = [one for one in using if _same_but(one.deployment, chosen.deployment, rule)]
     if using:
-        return using[0].estimate
+        goal = aim(profile)
+        best = max(using, key=lambda one: (-len(violations(one.estimate, goal)), worth(one.estimate, goal)))
+        return (alike or [best])[0].estimate
     changes = {name: value for name, value in changes_of(rule).items() if name not in LAYOUT}
     if not changes or isinstance(changes.get("speculation"), dict):
         return None
@@ -83,6 +94,8 @@ def _reason(finding: Finding, rule: Rule, with_it: Estimate | None, plan: Estima
     parts = []
     if finding.verdict == "silent":
         parts.append(f"its problem is not here: {_list(finding.evidence, failing=True, names=rule.when)}")
+        if not _possible(finding, rule):
+            parts.append(f"nor is it possible: {_list(finding.evidence, failing=True, names=rule.requires)}")
     elif finding.verdict == "blocked":
         parts.append(f"not possible here: {_list(finding.evidence, failing=True, names=rule.requires)}")
     elif finding.verdict == "unknown":
@@ -137,9 +150,17 @@ def compare(with_it: Estimate | None, plan: Estimate, profile: Profile, *, judge
     broken = violations(with_it, profile.goal)
     if broken:
         parts.append(f"breaks the limit on {', '.join(broken)}")
-    elif judged and theirs and ours and worth(with_it, profile.goal) >= worth(plan, profile.goal) * 0.97:
-        parts.append("no better within the estimator's error, so the simpler or less lossy one is taken")
+    elif judged and theirs and ours:
+        parts += _judgement(worth(with_it, aim(profile)), worth(plan, aim(profile)))
     return ", ".join(parts)
+
+
+def _judgement(theirs: float, ours: float) -> list[str]:
+    """Why the plan stands against a remedy whose figures are not worse."""
+    if theirs * (1 - TIE) > ours:
+        return ["faster by the estimate alone, which is not enough to take it unasked"]
+    tied = theirs >= ours * (1 - TIE)
+    return ["no better within the estimator's error, so the simpler or less lossy one is taken"] if tied else []
 
 
 def _range(estimate: Estimate) -> str:
@@ -195,6 +216,10 @@ def verdict_sentence(profile: Profile, before: Estimate, chosen: Tried, steps: S
         return f"{profile.model.name} does not fit on {machine}; nearest is {what}."
     if not feasible:
         broken = ", ".join(violations(after, profile.goal))
+        if broken == "load":
+            rate, osl = show(profile.traffic.rate), profile.traffic.osl.mean
+            served = f"serves {show((after.output_tokens_per_s or 0.0) / osl)} of the {rate} requests/s that arrive"
+            return f"No plan keeps up with the load on {machine}; the nearest is {what}, which {served}."
         return f"No plan keeps every limit on {machine}; the nearest is {what}, which breaks the limit on {broken}."
     figures = [f"{show(after.output_tokens_per_s)} output tokens/s"]
     if before.fits and before.output_tokens_per_s and after.output_tokens_per_s:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from advisor.reasoner.choice import Tried, violations
 from advisor.reasoner.rejection import show
-from advisor.types import Goal, Profile
+from advisor.types import Estimate, Profile
 
 LIMITS = (("TTFT", "ttft_ms", "ms"), ("ITL", "itl_ms", "ms"), ("accuracy budget", "accuracy_budget_pct", "%"))
 Nearest = Callable[[Profile], tuple[Tried, bool] | None]
@@ -14,8 +14,8 @@ Nearest = Callable[[Profile], tuple[Tried, bool] | None]
 
 def find_shortfall(profile: Profile, chosen: Tried, nearest: Nearest) -> tuple[str, ...]:
     """One sentence for each single change that would make a plan fit; `nearest` decides a changed profile."""
-    estimate, goal = chosen.estimate, profile.goal
-    said = [f"the nearest plan breaks: {_broken(chosen, goal)}"]
+    estimate = chosen.estimate
+    said = [f"the nearest plan breaks: {_broken(chosen, profile)}"]
     said += _more_gpus(profile, nearest)
     if not estimate.fits:
         memory = estimate.memory_gib
@@ -27,11 +27,13 @@ def find_shortfall(profile: Profile, chosen: Tried, nearest: Nearest) -> tuple[s
     return tuple(said)
 
 
-def _broken(chosen: Tried, goal: Goal) -> str:
-    estimate = chosen.estimate
+def _broken(chosen: Tried, profile: Profile) -> str:
+    estimate, goal = chosen.estimate, profile.goal
     parts = []
     for name in violations(estimate, goal):
-        if name == "memory":
+        if name == "load":
+            parts.append(f"load ({_served(estimate, profile)})")
+        elif name == "memory":
             parts.append(f"memory (needs {estimate.memory_gib.total:.1f} GiB per GPU of {estimate.memory_gib.capacity:.1f})")
         elif name == "accuracy" and estimate.loss is not None:
             least = show(estimate.loss.low_pct)
@@ -40,6 +42,11 @@ def _broken(chosen: Tried, goal: Goal) -> str:
             value, limit = show(getattr(estimate, name)), show(getattr(goal, name))
             parts.append(f"{name.removesuffix('_ms').upper()} ({value} ms, limit {limit} ms)")
     return ", ".join(parts)
+
+
+def _served(estimate: Estimate, profile: Profile) -> str:
+    made = (estimate.output_tokens_per_s or 0.0) / max(profile.traffic.osl.mean, 1.0)
+    return f"serves {show(made)} requests/s of the {show(profile.traffic.rate)} that arrive"
 
 
 def _more_gpus(profile: Profile, nearest: Nearest) -> list[str]:
