@@ -78,6 +78,16 @@ def profile_names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in (PROFILES / kind).glob("*.yaml") if not p.stem.startswith("_")))
 
 
+def fingerprint(folder: Path) -> str:
+    """The first 12 hex digits of SHA-256 over the names and contents of a folder's YAML files."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.yaml")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename. Raises FileProblem."""
     try:

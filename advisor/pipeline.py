@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from advisor.reasoner.vocabulary import Fact
 
 DEFAULT_TRAFFIC = "chat"
-DEFAULT_VERSIONS = {"tensorrt-llm": "1.2.1", "vllm": "0.11.0"}
+DEFAULT_ENGINE = "tensorrt-llm"
+DEFAULT_VERSIONS = {"tensorrt-llm": "1.2.1", "vllm": "0.32.0"}
 
 
 def profile(
@@ -28,12 +29,12 @@ def profile(
     osl: float | None = None,
     concurrency: float | None = None,
     rate: float | None = None,
-    objective: Objective = "throughput",
+    objective: Objective | None = None,
     ttft_ms: float | None = None,
     itl_ms: float | None = None,
     accuracy_budget_pct: float | None = None,
-    accuracy_metric: str = "perplexity",
-    engine: str = "tensorrt-llm",
+    accuracy_metric: str | None = None,
+    engine: str | None = None,
     engine_version: str | None = None,
     batching: str | None = None,
     measured: str | None = None,
@@ -41,6 +42,7 @@ def profile(
     """Look at the machine, the model and the traffic. The arguments are the options of `advise`; raises InputError."""
     from advisor.profiler.model import read_model
 
+    limits = {"ttft_ms": ttft_ms, "itl_ms": itl_ms, "accuracy_budget_pct": accuracy_budget_pct}
     found_model, sources = read_model(model)
     found_gpu, gpu_sources = find_gpus(gpu, gpus)
     found_traffic, traffic_sources, facts = find_traffic(traffic, isl=isl, osl=osl, concurrency=concurrency, rate=rate)
@@ -50,19 +52,26 @@ def profile(
         found_model,
         found_gpu,
         found_traffic,
-        goal=_goal(objective, ttft_ms, itl_ms, accuracy_budget_pct, accuracy_metric),
+        goal=_goal(objective or "throughput", ttft_ms, itl_ms, accuracy_budget_pct, accuracy_metric or "perplexity"),
         engine=Engine.model_validate(
-            {"name": engine, "version": engine_version or DEFAULT_VERSIONS[engine], "batching": batching}
+            {
+                "name": engine or DEFAULT_ENGINE,
+                "version": engine_version or DEFAULT_VERSIONS[engine or DEFAULT_ENGINE],
+                "batching": batching,
+            }
         ),
         measured=facts,
         sources=sources
         | gpu_sources
         | traffic_sources
         | {
-            "engine.name": "flag --engine or default",
+            "engine.name": "flag --engine" if engine else "default",
             "engine.version": "flag --engine-version" if engine_version else "default",
-            "goal.objective": "flag --objective or default",
+            "goal.objective": "flag --objective" if objective else "default",
+            "goal.accuracy_metric": "flag --accuracy-metric" if accuracy_metric else "default",
         }
+        | {f"goal.{name}": f"flag --{name.replace('_', '-')}" for name, value in limits.items() if value is not None}
+        | ({"engine.batching": "flag --batching"} if batching else {})
         | {f"measured.{name}": str(measured or traffic) for name in facts},
     )
 
@@ -111,8 +120,9 @@ def advise(
     page's sliders.
     Raises RuleProblem, PolicyProblem, NotPossible, NoPlanFits (the policy leaves no way to serve).
     """
+    from advisor.library import RULES, fingerprint
     from advisor.reasoner.diagnosis import diagnose
-    from advisor.reasoner.grid import lay_out_grid
+    from advisor.reasoner.grid import draw_roofline, lay_out_grid
     from advisor.reasoner.planning import plan
 
     profile, rulebook, allowed = govern(profile, overlay=overlay, policy=policy)
@@ -123,8 +133,14 @@ def advise(
         findings=findings,
         plan=made,
         overrides=rulebook.overrides,
-        versions={"inference-advisor": __version__, profile.engine.name: profile.engine.version},
+        versions={
+            "inference-advisor": __version__,
+            profile.engine.name: profile.engine.version,
+            "rules": fingerprint(RULES),
+            **({"rules overlay": fingerprint(Path(overlay))} if overlay is not None else {}),
+        },
         command=command,
+        roofline=draw_roofline(profile, made),
         grid=lay_out_grid(profile, made) if grid else None,
         policy=allowed,
     )

@@ -93,7 +93,8 @@ def test_a_context_of_128k(rulebook: Rulebook) -> None:
     assert found[KV_FP8].verdict == "fires" and found[KV_NVFP4].verdict == "blocked"
     assert left(found[KV_FP8], "baseline.cache_to_weights") > 5  # type: ignore[operator]
     facts = gather_facts(profile(SMALL, "h100", traffic="long-context"))
-    assert facts["fit.kv_fp8.max_concurrency"] == 2 * facts["baseline.max_concurrency"]  # type: ignore[operator]
+    held = facts["baseline.max_concurrency"]
+    assert facts["fit.kv_fp8.max_concurrency"] in (2 * held, 2 * held + 1)  # type: ignore[operator]
     assert verdicts(profile(LARGE, "b200", 4, traffic="long-context"), rulebook)[KV_NVFP4] == "fires"
     assert verdicts(profile(LARGE, "rtx-pro-6000-blackwell-server", 4, traffic="long-context"), rulebook)[KV_NVFP4] == "blocked"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advisor.cli import Commands, _show_version
-from advisor.cli.options import FORMATS, gather, output_option, policy_option, question, rules_option, show
+from advisor.cli.options import FORMATS, can_show, gather, output_option, policy_option, question, rules_option, show
 
 if TYPE_CHECKING:
     from advisor.report.rendering import Format
@@ -46,5 +46,6 @@ def command(overlay: str | None, policy: str | None, form: Format, output: str |
     report = pipeline.advise(gather(options), overlay=overlay, policy=policy, command=tuple(sys.argv[1:]), grid=grid)
     to_terminal = form == "text" and not output and sys.stdout.isatty()
     width = min(shutil.get_terminal_size((80, 24)).columns, 100) if to_terminal else 80
-    show(render(report, form, width=width, color=to_terminal), output)
+    plain = form == "text" and not output and not can_show("█▓▒░│–≤…")
+    show(render(report, form, width=width, color=to_terminal, ascii=plain), output)
     return 0 if report.plan.feasible else 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from advisor.cli.options import output_option, show
@@ -12,11 +14,11 @@ from advisor.cli.options import output_option, show
 @click.argument("after", metavar="B.json", type=click.Path())
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @output_option
-def command(before: str, after: str, form: str, output: str | None) -> int:
+def command(before: str, after: str, form: Literal["text", "json"], output: str | None) -> int:
     """Say what changed between two reports in facts, verdicts, plan and figures, and why."""
     from advisor.profiler.stored import load_report
     from advisor.report.comparison import compare, render_comparison
 
     found = compare(load_report(before), load_report(after))
-    show(found.model_dump_json(indent=2) if form == "json" else render_comparison(found), output)
+    show(render_comparison(found, form), output)
     return 0

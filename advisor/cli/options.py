@@ -26,18 +26,18 @@ _QUESTION = (
     click.option("--osl", type=float, help="Output tokens per request.", metavar="N"),
     click.option("--concurrency", type=float, help="Requests in the system at once.", metavar="N"),
     click.option("--rate", type=float, help="Arrivals per second, instead of a concurrency.", metavar="R"),
-    click.option("--objective", type=click.Choice(["throughput", "latency", "cost"]), default="throughput", show_default=True),
+    click.option(
+        "--objective", type=click.Choice(["throughput", "latency", "cost"]), help="What is wanted.  [default: throughput]"
+    ),
     click.option("--ttft-ms", type=float, help="Limit on the time to first token.", metavar="X"),
     click.option("--itl-ms", type=float, help="Limit on the inter-token latency.", metavar="X"),
     click.option("--accuracy-budget", help="Largest acceptable loss on the accuracy metric, percent (2 or 2%).", metavar="PCT"),
     click.option(
         "--accuracy-metric",
-        default="perplexity",
-        show_default=True,
-        help="What the budget limits: perplexity, kl, top1, task:NAME or command.",
+        help="What the budget limits: perplexity, kl, top1, task:NAME or command.  [default: perplexity]",
         metavar="METRIC",
     ),
-    click.option("--engine", type=click.Choice(["tensorrt-llm", "vllm"]), default="tensorrt-llm", show_default=True),
+    click.option("--engine", type=click.Choice(["tensorrt-llm", "vllm"]), help="The serving engine.  [default: tensorrt-llm]"),
     click.option("--engine-version", help="Version of the engine.", metavar="V"),
     click.option("--batching", type=click.Choice(["in-flight", "static"]), help="How the engine batches today, if you know."),
     click.option("--measured", type=click.Path(), help="Measured facts (JSON), as the executor writes them.", metavar="FILE"),
@@ -80,6 +80,15 @@ def _percent(text: str | None) -> float | None:
     if not 0 <= value <= 100:
         raise click.BadParameter(f"{text!r} is not between 0 and 100", param_hint="--accuracy-budget")
     return value
+
+
+def can_show(text: str) -> bool:
+    """Whether stdout's encoding has these characters."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def show(text: str, output: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The plan and its neighbours estimated over a lattice of loads, for the report's what-if sliders."""
+"""What the report draws beside the plan: its neighbours over a lattice of loads, and the roofline."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from itertools import product
 
 from advisor.errors import NotPossible
 from advisor.estimator.deployment import estimate
+from advisor.estimator.roofline import roofline_points
 from advisor.reasoner.baseline import load_of
 from advisor.reasoner.choice import TIE, violations, worth
-from advisor.types import Deployment, Estimate, Goal, Grid, GridSeries, Load, Plan, Profile
+from advisor.types import Deployment, Estimate, Goal, Grid, GridSeries, Load, Plan, Profile, RooflinePoint
 
 MOST_ALTERNATIVES = 3
 _FACTORS = (1 / 16, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 16.0)
@@ -51,6 +52,19 @@ def lay_out_grid(profile: Profile, plan: Plan) -> Grid | None:
         now=(indices[0], indices[1], indices[2]),
         series=series,
         best=best,
+    )
+
+
+def draw_roofline(profile: Profile, plan: Plan) -> tuple[RooflinePoint, ...]:
+    """Prefill and decode of the baseline and of the plan under the roofline of one GPU."""
+    load = load_of(profile.traffic)
+    return tuple(
+        point
+        for label, deployment, made in (
+            ("baseline", plan.baseline_deployment, plan.baseline),
+            ("plan", plan.deployment, plan.expected),
+        )
+        for point in roofline_points(label, profile.model, profile.gpu, deployment, made, load, profile.engine)
     )
 
 
