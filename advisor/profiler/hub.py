@@ -27,6 +27,8 @@ HEADER_SECONDS = 60.0
 """for all safetensors headers of a repository; without them sizes are computed from config.json"""
 CONNECTIONS = 8
 MOST_SHARDS = 1_000
+NETWORK_MODULES = ("huggingface_hub", "requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
+"""whose exceptions mean that the hub could not be asked: requests with huggingface_hub 0.x, httpx later"""
 INDEX = "model.safetensors.index.json"
 FOLDER_HINT = "download config.json (and hf_quant_config.json where there is one) and give their folder"
 Answer = TypeVar("Answer")
@@ -86,22 +88,20 @@ class _Hub:
         except AdvisorError:
             raise
         except Exception as error:
-            # the HTTP client's own exceptions arrive here: requests' with huggingface_hub 0.x, httpx's later
             raise self._translated(error) from None
 
     def _download(self, name: str, largest: int) -> str:
+        api = self.library.HfApi(endpoint=self.endpoint)
         if not self.offline:
             url = self.library.hf_hub_url(self.repository, name, endpoint=self.endpoint)
-            found = self.library.get_hf_file_metadata(url, timeout=REQUEST_SECONDS, endpoint=self.endpoint)
+            found = api.get_hf_file_metadata(url=url, timeout=REQUEST_SECONDS)
             if found.size is not None and found.size > largest:
                 raise FileProblem(
                     f"{name} has {found.size / 2**20:,.0f} MiB, more than the {largest / 2**20:,.0f} MiB that are read",
                     where=self.page,
                     hint="check that it is the repository you meant",
                 )
-        path: str = self.library.hf_hub_download(
-            self.repository, name, endpoint=self.endpoint, etag_timeout=REQUEST_SECONDS, local_files_only=self.offline
-        )
+        path: str = api.hf_hub_download(self.repository, name, etag_timeout=REQUEST_SECONDS, local_files_only=self.offline)
         return path
 
     def headers(self, cached: Path) -> tuple[list[Tensor] | None, list[str]]:
@@ -156,7 +156,9 @@ class _Hub:
         )
 
     def _translated(self, error: Exception) -> AdvisorError:
-        """The user's error for one of the library's or of its HTTP client's."""
+        """The user's error for one of the library's or of its HTTP client's; any other exception is raised as it is."""
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in NETWORK_MODULES:
+            raise error
         errors = self.library.errors
         if isinstance(error, errors.GatedRepoError):
             return ModelProblem(
