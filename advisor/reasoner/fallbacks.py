@@ -38,7 +38,7 @@ def find_fallbacks(profile: Profile, rulebook: Rulebook, deployment: Deployment)
         fresh = [rule for rule in rules if rule.id in fired and rule.id not in {one.rule for one in found}]
         if not fresh:
             return tuple(found)
-        first = min(fresh, key=_effort)
+        first = min(fresh, key=effort)
         same = [rule for rule in fresh if rule.applies.action == first.applies.action]
         found += [Fallback(**{"if": _condition(rule, found)}, rule=rule.id) for rule in same]
         left = LEAVES[first.applies.action]
@@ -54,7 +54,7 @@ def _disappointed(profile: Profile, deployment: Deployment) -> Profile:
     return profile.model_copy(update={"goal": goal.model_copy(update=limits), "measured": measured})
 
 
-def _effort(rule: Rule) -> tuple[int, str]:
+def effort(rule: Rule) -> tuple[int, str]:
     """Of several that the rules allow at once, the one with the fewest conditions on what must have been tried before."""
     asked = sum("_tried" in line or "recalibrat" in line for line in rule.requires)
     return asked + 9 * (rule.applies.action == "distill"), rule.id
