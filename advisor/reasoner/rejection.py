@@ -8,6 +8,7 @@ from advisor.reasoner.candidates import LAYOUT, changes_of
 from advisor.reasoner.choice import TIE, Tried, aim, violations, worth
 from advisor.reasoner.fallbacks import LEAVES
 from advisor.reasoner.rulebook import Rulebook
+from advisor.reasoner.support import lookup
 from advisor.types import Deployment, Estimate, Evidence, Finding, Plan, Profile, Rejection, Rule, Speculation, Step
 
 Estimator = Callable[[Deployment], Estimate | None]
@@ -224,11 +225,13 @@ def verdict_sentence(profile: Profile, before: Estimate, chosen: Tried, steps: S
     figures = [f"{show(after.output_tokens_per_s)} output tokens/s"]
     if before.fits and before.output_tokens_per_s and after.output_tokens_per_s:
         times = after.output_tokens_per_s / before.output_tokens_per_s
-        figures[0] += f" ({times:.2f} x today's {show(before.output_tokens_per_s)})"
+        fixed = aim(profile) != profile.goal and abs(times - 1) < NOTHING
+        figures[0] += " (as many as arrive)" if fixed else f" ({times:.2f} x today's {show(before.output_tokens_per_s)})"
     elif not before.fits:
         figures[0] += " (today's form does not fit)"
     if after.itl_ms is not None:
-        figures.append(f"ITL {show(after.itl_ms)} ms")
+        today = f" (today's {show(before.itl_ms)})" if before.itl_ms and aim(profile).objective == "latency" else ""
+        figures.append(f"ITL {show(after.itl_ms)} ms{today}")
     if after.ttft_ms is not None:
         figures.append(f"TTFT {show(after.ttft_ms)} ms")
     doing = "Keep" if not steps else "Serve"
@@ -237,12 +240,27 @@ def verdict_sentence(profile: Profile, before: Estimate, chosen: Tried, steps: S
 
 def warnings(profile: Profile, findings: tuple[Finding, ...], chosen: Tried) -> tuple[str, ...]:
     """What the rules that change nothing say when they fire, and what the estimate of the plan cannot know."""
-    del profile
-    said = [f"{finding.problem} {finding.remedy} [{finding.rule}]" for finding in findings if _is_warning(finding)]
+    said = [*_doubts_of_the_gpu(profile)]
+    said += [f"{finding.problem} {finding.remedy} [{finding.rule}]" for finding in findings if _is_warning(finding)]
     loss = chosen.estimate.loss
     if chosen.deployment.weights != "bf16" and loss is None:
         said.append("No published accuracy figure for this format and model: measure before serving.")
     return tuple(said)
+
+
+def _doubts_of_the_gpu(profile: Profile) -> list[str]:
+    """That nobody lists this GPU for the engine, and that its 16-bit format is not the one that the plan names."""
+    gpu, engine = profile.gpu, profile.engine
+    said = []
+    support, source = lookup(engine.name, engine.version, gpu.sm, "weights", "bf16")
+    if support != "native":
+        said.append(
+            f"Whether {engine.name} {engine.version} runs on {gpu.name} at all is {support} ({source}): "
+            "load a small model with it before you rely on this plan."
+        )
+    if gpu.tflops.bf16 is None and gpu.tflops.fp16 is not None:
+        said.append(f"{gpu.name} does not compute in BF16: where the plan says BF16 serve in FP16, after checking the outputs.")
+    return said
 
 
 def _is_warning(finding: Finding) -> bool:

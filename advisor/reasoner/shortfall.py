@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from advisor.reasoner.choice import Tried, violations
 from advisor.reasoner.rejection import show
-from advisor.types import Estimate, Profile
+from advisor.types import Estimate, Goal, Profile
 
-LIMITS = (("TTFT", "ttft_ms", "ms"), ("ITL", "itl_ms", "ms"), ("accuracy budget", "accuracy_budget_pct", "%"))
+LIMITS = (
+    ("TTFT", "ttft_ms", "ttft_ms", "ms"),
+    ("ITL", "itl_ms", "itl_ms", "ms"),
+    ("accuracy loss", "accuracy", "accuracy_budget_pct", "%"),
+)
 Nearest = Callable[[Profile], tuple[Tried, bool] | None]
 
 
 def find_shortfall(profile: Profile, chosen: Tried, nearest: Nearest) -> tuple[str, ...]:
-    """One sentence for each single change that would make a plan fit; `nearest` decides a changed profile."""
+    """One sentence for each change that would make a plan fit; `nearest` decides a changed profile."""
     estimate = chosen.estimate
     said = [f"the nearest plan breaks: {_broken(chosen, profile)}"]
     said += _more_gpus(profile, nearest)
     if not estimate.fits:
         memory = estimate.memory_gib
         said.append(f"GPUs with at least {memory.total:.0f} GiB each ({memory.capacity:.0f} GiB now) would hold it")
-    for name, field, unit in LIMITS:
-        said += _looser_limit(profile, name, field, unit, nearest)
+    said += _looser_limits(chosen, profile.goal)
     if profile.traffic.concurrency and profile.traffic.concurrency > 1:
         said += _fewer_requests(profile, nearest)
+    elif profile.traffic.rate:
+        said += _lower_rate(profile, estimate, nearest)
     return tuple(said)
 
 
@@ -45,8 +51,11 @@ def _broken(chosen: Tried, profile: Profile) -> str:
 
 
 def _served(estimate: Estimate, profile: Profile) -> str:
-    made = (estimate.output_tokens_per_s or 0.0) / max(profile.traffic.osl.mean, 1.0)
-    return f"serves {show(made)} requests/s of the {show(profile.traffic.rate)} that arrive"
+    return f"serves {show(_rate_served(estimate, profile))} requests/s of the {show(profile.traffic.rate)} that arrive"
+
+
+def _rate_served(estimate: Estimate, profile: Profile) -> float:
+    return (estimate.output_tokens_per_s or 0.0) / max(profile.traffic.osl.mean, 1.0)
 
 
 def _more_gpus(profile: Profile, nearest: Nearest) -> list[str]:
@@ -59,15 +68,39 @@ def _more_gpus(profile: Profile, nearest: Nearest) -> list[str]:
     return []
 
 
-def _looser_limit(profile: Profile, name: str, field: str, unit: str, nearest: Nearest) -> list[str]:
-    if getattr(profile.goal, field) is None:
+def _looser_limits(chosen: Tried, goal: Goal) -> list[str]:
+    """The limits that the nearest plan would keep; it breaks the worst of them by least."""
+    broken, estimate = violations(chosen.estimate, goal), chosen.estimate
+    if not broken or {"memory", "load"} & set(broken):
         return []
-    found = nearest(profile.model_copy(update={"goal": profile.goal.model_copy(update={field: None})}))
-    if found is None or not found[1]:
-        return []
-    estimate = found[0].estimate
-    needed = estimate.loss.low_pct if field == "accuracy_budget_pct" and estimate.loss else getattr(estimate, field, None)
-    return [f"a looser {name} would do: {show(needed)} {unit} instead of {show(getattr(profile.goal, field))} {unit}"]
+    values = {
+        "ttft_ms": estimate.ttft_ms,
+        "itl_ms": estimate.itl_ms,
+        "accuracy": estimate.loss.low_pct if estimate.loss else None,
+    }
+    said = [
+        f"{name} of {show(_rounded_up(values[key]))} {unit} instead of {show(getattr(goal, field))} {unit}"
+        for name, key, field, unit in LIMITS
+        if key in broken
+    ]
+    return [f"a looser limit would do: {' and '.join(said)}"]
+
+
+def _rounded_up(value: float | None) -> float:
+    """To three significant figures, so that the limit as it is printed is kept."""
+    if not value:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return math.ceil(value / step) * step
+
+
+def _lower_rate(profile: Profile, estimate: Estimate, nearest: Nearest) -> list[str]:
+    for share in (0.95, 0.75, 0.5, 0.25, 0.1):
+        rate = _rate_served(estimate, profile) * share
+        found = nearest(profile.model_copy(update={"traffic": profile.traffic.model_copy(update={"rate": rate})}))
+        if rate and found is not None and found[1]:
+            return [f"{show(rate)} requests/s (now {show(profile.traffic.rate)}) would do"]
+    return []
 
 
 def _fewer_requests(profile: Profile, nearest: Nearest) -> list[str]:
