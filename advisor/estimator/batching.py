@@ -10,6 +10,8 @@ from advisor.estimator.drafting import Speculating
 from advisor.estimator.step_time import StepTime
 from advisor.types import Load
 
+Steps = StepTime | Speculating
+
 
 class Flow(NamedTuple):
     """The steady state of one replica."""
@@ -22,9 +24,13 @@ class Flow(NamedTuple):
     """output tokens of the replica"""
     first_token: float
     """seconds from the start of a prompt's prefill to its first token, beside the others"""
+    prompt_share: float = 0.0
+    """share of the steps that carry a prompt"""
+    chunks: float = 1.0
+    """steps that one prompt takes"""
 
 
-def in_flight(step: StepTime | Speculating, sequences: float, isl: float, osl: float, budget: float) -> Flow:
+def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: float) -> Flow:
     """Steady state with `sequences` always in flight, prompts mixed into the steps, at most `budget` tokens a step.
 
     Each sequence leaves after osl steps and the next one's prompt comes in, so a step carries sequences * isl / osl prompt
@@ -37,19 +43,19 @@ def in_flight(step: StepTime | Speculating, sequences: float, isl: float, osl: f
     if flow + decoding > budget:  # the token budget, not the slots, limits: some slots wait for their prompt
         decoding = budget / (1 + isl / steps)
         flow = decoding * isl / steps
-    chunk = min(isl, max(budget - decoding, 1.0))
+    chunk = min(isl, budget)  # engines without chunked prefill are given a budget that takes a whole prompt
     plain = step.step(decoding, context)
     if flow >= chunk:
         mean = mixed = step.step(decoding, context, flow, isl)
     else:
         mixed = step.step(decoding, context, chunk, isl)
         mean = plain + (mixed - plain) * flow / chunk
-    rate = decoding / mean
-    first = max(step.prompt(isl), mixed * math.ceil(isl / chunk))
-    return Flow(sequences, mean, rate, first)
+    chunks = float(math.ceil(isl / chunk))
+    first = max(step.prompt(isl), mixed * chunks)
+    return Flow(sequences, mean, decoding / mean, first, min(1.0, flow / chunk), chunks)
 
 
-def run(step: StepTime | Speculating, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:
+def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:
     """A finite run: `requests` requests, all there at the start, `slots` at once; the last wave fills only some slots."""
     if requests <= slots:
         waves = [requests]
@@ -62,10 +68,10 @@ def run(step: StepTime | Speculating, slots: float, requests: float, isl: float,
     for wave in dict.fromkeys(waves):
         flow = full if wave == waves[0] else in_flight(step, wave, isl, osl, budget)
         seconds += waves.count(wave) * wave * osl / flow.tokens_per_s
-    return Flow(full.sequences, full.seconds_per_token, requests * osl / seconds, full.first_token)
+    return full._replace(tokens_per_s=requests * osl / seconds)
 
 
-def static(step: StepTime | Speculating, sequences: float, isl: float, osl: float, budget: float, idle: float = 0.0) -> Flow:
+def static(step: Steps, sequences: float, isl: float, osl: float, budget: float, idle: float = 0.0) -> Flow:
     """Static batching: a batch is prefilled, decoded until its longest sequence ends, and only then the next one starts.
 
     idle: share of slot-time without work because sequences end at different lengths (static_idle_share).

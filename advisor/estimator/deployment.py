@@ -7,18 +7,19 @@ from typing import Any, NamedTuple
 
 from advisor.errors import NotPossible
 from advisor.estimator import batching
+from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
-from advisor.estimator.drafting import Speculating, draft_weight_bytes, speculating
-from advisor.estimator.engines import runtime_of
+from advisor.estimator.drafting import draft_weight_bytes, speculating
+from advisor.estimator.engines import Runtime, runtime_of
+from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, open_loop
 from advisor.estimator.memory import GIB, Parts, most_sequences, parts, ranks, sequence_bytes
-from advisor.estimator.step_time import StepParts, StepTime, step_time
+from advisor.estimator.step_time import StepParts, step_time
 from advisor.types import Basis, Bound, BoundBy, Deployment, Engine, Estimate, Gpu, Load, Memory, Model
 
 DEFAULT_TOKENS = 8192
 """tokens per step: TensorRT-LLM 1.x max_num_tokens=8192; vLLM max_num_batched_tokens=8192 on these GPUs"""
 DEFAULT_BATCH = 2048
 """sequences per step: TensorRT-LLM max_batch_size=2048"""
-Steps = StepTime | Speculating
 CACHED: dict[tuple[object, ...], Prepared] = {}
 CACHE_SIZE = 512
 
@@ -31,6 +32,7 @@ class Prepared(NamedTuple):
     memory: Parts
     constants: Constants | None
     step: Steps | None
+    host: Runtime
     tokens: int
     batch: int
 
@@ -57,8 +59,8 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     if step is None:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
         return _only_memory(memory, load, most, limit, notes)
-    flow, wait = _flow(step, deployment, load, limit, ready.tokens, notes)
-    return _assemble(ready, deployment, load, flow, wait, most, notes)
+    flow, first = _flow(ready, step, deployment, load, limit, notes)
+    return _assemble(ready, step, deployment, load, flow, first, most, notes)
 
 
 def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:
@@ -83,7 +85,7 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     memory = parts(model, gpu, deployment, engine, tokens, batch)
     if deployment.speculation is not None:
         memory = _with_draft(memory, model, deployment)
-    made = Prepared(model, gpu, memory, constants, step, tokens, batch)
+    made = Prepared(model, gpu, memory, constants, step, host, tokens, batch)
     if len(CACHED) >= CACHE_SIZE:
         CACHED.clear()
     CACHED[key] = made
@@ -145,10 +147,10 @@ def check(model: Model, gpu: Gpu, deployment: Deployment) -> None:
 
 
 def _flow(
-    step: Steps, deployment: Deployment, load: Load, limit: int, tokens: int, notes: list[str]
-) -> tuple[batching.Flow, float]:
-    """The steady state of one replica and the seconds that a request waits before its prefill."""
-    replicas = busy_replicas(deployment, load)
+    ready: Prepared, step: Steps, deployment: Deployment, load: Load, limit: int, notes: list[str]
+) -> tuple[batching.Flow, FirstToken | None]:
+    """The steady state of one replica and its TTFT by cause; None when no mean exists (saturated)."""
+    replicas, tokens, request = busy_replicas(deployment, load), ready.tokens, ready.host.request_ms * 1e-3
     isl = max(1.0, load.isl * (1 - (load.shared_prefix if deployment.prefix_reuse else 0.0)))
     osl = max(1.0, load.osl)
     if deployment.batching == "static":
@@ -156,26 +158,38 @@ def _flow(
         idle = batching.static_idle_share(load, sequences)
         if not load.lengths:
             notes.append("static batching: all outputs taken to be equally long, so no idle slots are counted")
-        return batching.static(step, sequences, isl, osl, tokens, idle), 0.0
+        flow = batching.static(step, sequences, isl, osl, tokens, idle)
+        return flow, FirstToken(request, flow.first_token, 0.0, 0.0, 0.0)
     if load.rate is not None:
-        return _at_rate(step, load.rate / replicas, limit, isl, osl, tokens, notes)
+        if load.requests is not None:
+            limit = min(limit, math.ceil(load.requests / replicas))
+        return _at_rate(step, load.rate / replicas, limit, isl, osl, tokens, request, notes)
     if load.concurrency is not None:
         wanted = load.concurrency / replicas
-        sequences = max(1.0, min(float(limit), wanted))
-        flow = batching.in_flight(step, sequences, isl, osl, tokens)
-        wait = 0.0
+        flow = batching.in_flight(step, max(1.0, min(float(limit), wanted)), isl, osl, tokens)
+        turns = load.requests / load.concurrency if load.requests else TURNS
+        first = closed_loop(step, flow, flow.sequences, isl, tokens, request, turns)
         if wanted > limit:
             wait = (wanted - limit) * osl / flow.tokens_per_s
             notes.append(f"{wanted:g} requests want a slot, {limit} fit: each waits {wait * 1e3:,.0f} ms for one")
-        return flow, wait
+            first = first._replace(slot=wait)
+        notes.append(
+            f"TTFT: {wanted:g} clients in a closed loop, {turns:g} requests each: {first.prefill * 1e3:,.0f} ms prefill, "
+            f"{first.waiting * 1e3:,.0f} ms behind other prompts, {first.burst * 1e3:,.0f} ms from all starting at once, "
+            f"{first.request * 1e3:,.0f} ms handling"
+        )
+        return flow, first
     if load.requests is not None:
-        return batching.run(step, float(limit), load.requests / replicas, isl, osl, tokens), 0.0
-    return batching.in_flight(step, float(limit), isl, osl, tokens), 0.0
+        flow = batching.run(step, float(limit), load.requests / replicas, isl, osl, tokens)
+    else:
+        flow = batching.in_flight(step, float(limit), isl, osl, tokens)
+    notes.append("offline: TTFT is that of a request once it has a slot")
+    return flow, open_loop(flow, request)
 
 
 def _at_rate(
-    step: Steps, rate: float, limit: int, isl: float, osl: float, tokens: int, notes: list[str]
-) -> tuple[batching.Flow, float]:
+    step: Steps, rate: float, limit: int, isl: float, osl: float, tokens: int, request: float, notes: list[str]
+) -> tuple[batching.Flow, FirstToken | None]:
     """Requests arriving at `rate` a second: the concurrency whose latency x rate is itself (Little's law), by bisection."""
     top = batching.in_flight(step, float(limit), isl, osl, tokens)
     best = top.tokens_per_s / osl
@@ -183,9 +197,9 @@ def _at_rate(
         notes.append(
             f"saturated: at most {best:.2f} requests/s per replica are achievable, {rate:g} arrive; queues grow without bound"
         )
-        return top, math.inf
+        return top, None
     low, high = 0.0, float(limit)
-    for _ in range(40):
+    for _ in range(20):
         middle = (low + high) / 2
         flow = batching.in_flight(step, max(middle, 1e-3), isl, osl, tokens)
         if rate * (flow.first_token + osl * flow.seconds_per_token) > middle:
@@ -193,10 +207,12 @@ def _at_rate(
         else:
             high = middle
     flow = batching.in_flight(step, max(high, 1e-3), isl, osl, tokens)
-    busy = min(0.99, rate * step.prompt(isl))
-    wait = busy / (2 * (1 - busy)) * step.prompt(isl)
-    notes.append(f"arrivals taken as Poisson: {wait * 1e3:,.1f} ms of TTFT is the mean wait for other prompts (M/D/1)")
-    return flow._replace(tokens_per_s=rate * osl), wait
+    first = open_loop(flow, request)
+    notes.append(
+        f"TTFT: Poisson arrivals: {first.prefill * 1e3:,.0f} ms prefill, {first.waiting * 1e3:,.0f} ms behind the step under "
+        f"way and other prompts (M/D/1), {first.request * 1e3:,.0f} ms handling"
+    )
+    return flow._replace(tokens_per_s=rate * osl), first
 
 
 def _memory(memory: Parts, load: Load, sequences: float) -> Memory:
@@ -238,17 +254,23 @@ def _memory_basis() -> dict[str, Basis]:
 
 
 def _assemble(
-    ready: Prepared, deployment: Deployment, load: Load, flow: batching.Flow, wait: float, most: int | None, notes: list[str]
+    ready: Prepared,
+    step: Steps,
+    deployment: Deployment,
+    load: Load,
+    flow: batching.Flow,
+    first: FirstToken | None,
+    most: int | None,
+    notes: list[str],
 ) -> Estimate:
-    assert ready.step is not None and ready.constants is not None
+    assert ready.constants is not None
     replicas, gpus = busy_replicas(deployment, load), ranks(deployment) * deployment.replicas
-    saturated = math.isinf(wait)
-    ttft = None if saturated else (flow.first_token + wait) * 1e3
+    ttft = None if first is None else first.seconds * 1e3
     itl = flow.seconds_per_token * 1e3
     rate = flow.tokens_per_s * replicas
     if not ready.constants.fitted:
         notes.append(f"no measurements of this GPU: constants of {ready.constants.gpu} with this GPU's own peaks")
-    width = ready.step.width if deployment.attention_dp else 1
+    width = step.width if deployment.attention_dp else 1
     latency = None if ttft is None else ttft + max(load.osl - 1, 0) * itl
     numbers: dict[str, Any] = {
         "ttft_ms": ttft,
@@ -261,7 +283,7 @@ def _assemble(
     basis: dict[str, Basis] = {**_memory_basis(), **dict.fromkeys(known, "published")}
     return Estimate.model_construct(
         memory_gib=_memory(ready.memory, load, math.ceil(flow.sequences / width)), fits=ready.memory.cache is not None,
-        max_concurrency=most, concurrency=flow.sequences * replicas, bound_by=_bounds(ready.step, load, flow),
+        max_concurrency=most, concurrency=flow.sequences * replicas, bound_by=_bounds(step, load, flow),
         basis=basis, range={}, notes=tuple(notes), **numbers,
     )  # fmt: skip
 

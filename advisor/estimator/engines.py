@@ -25,6 +25,11 @@ class Runtime(NamedTuple):
     """host time per sequence of the whole engine and step, in the step or not (other pipeline stages' micro-batches)"""
     step_us: float
     """host time per step"""
+    request_ms: float
+    """from a request's arrival to its first prompt step: HTTP, tokenisation, scheduling"""
+    prompt_layer_us: float
+    prompt_mla_us: float
+    """host time to send a lone prompt through a layer, and what latent attention adds: the floor of its prefill"""
     layer_us: float
     """gaps between the kernels of a layer and its element-wise kernels, with CUDA graphs"""
     moe_layer_us: float
@@ -45,7 +50,10 @@ class Runtime(NamedTuple):
     batch: int
     """default sequences per step"""
     eager_layer_us: float
-    """added to layer_us without CUDA graphs: launching a layer's kernels one by one"""
+    eager_moe_us: float
+    eager_mla_us: float
+    """launching a layer's kernels one by one, and what experts and latent attention add: a step with prompts, which runs
+    without CUDA graphs, cannot be faster than its launches"""
     dp_prefill: float
     """attention-DP: part of a step's prompt work that the other ranks wait for, 0 to 1"""
     window_attention: bool

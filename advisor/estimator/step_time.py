@@ -57,6 +57,12 @@ class StepTime(NamedTuple):
     """seconds of one stage's step between kernels"""
     element_byte_time: float
     """seconds per byte of the residual stream, all passes of a layer"""
+    launches: float
+    """seconds to launch the kernels of one stage's step one by one"""
+    graphs: bool
+    """whether steps without prompts run as CUDA graphs"""
+    prompt_floor: float
+    """seconds that the host needs to send a lone prompt through all layers"""
     host_step: float
     host_sequence: float
     host_waiting: float
@@ -116,6 +122,8 @@ class StepTime(NamedTuple):
         else:
             gemm, attend, routed, wire, element, host = self.parts(decode / stages, context, prefill / stages, length)
         gpu = gemm + attend + routed + wire + element
+        if (prefill > 0.0 or not self.graphs) and gpu < self.launches:
+            gpu = self.launches
         if self.overlap == 1.0:
             return stages * (gpu + host)
         return float(stages * (gpu**self.overlap + host**self.overlap) ** (1 / self.overlap))
@@ -123,7 +131,7 @@ class StepTime(NamedTuple):
     def prompt(self, tokens: float) -> float:
         """Seconds from the start of one prompt's prefill to its first token, alone on the engine."""
         part = self.parts(0.0, 1.0, tokens * self.width / self.waited, tokens)
-        return self.stages * part.gpu + part.host
+        return max(self.stages * max(part.gpu, self.launches), self.prompt_floor) + part.host
 
 
 def step_time(constants: Constants, model: Model, deployment: Deployment, engine: Engine) -> StepTime:
@@ -137,6 +145,7 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
         if matrix.group in ("attention", "mlp", "shared", "router", "recurrent")
     )
     head = Matrix("lm_head", "lm_head", model.hidden, model.vocab, 1, "out")
+    moe_layers = model.moe.layers if model.moe else 0
     routed = _experts(constants, host, model, deployment)
     return StepTime(
         dense=dense,
@@ -144,18 +153,23 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
         sampling=host.sampling * 4.0 * model.vocab / (constants.bandwidth * ELEMENT_EFFICIENCY),
         groups=_attention(constants, host, model, deployment, tp // width),
         moe=routed,
-        moe_layers=model.moe.layers / pp if model.moe else 0.0,
+        moe_layers=moe_layers / pp,
         reduce=all_reduce(constants, tp, host) if width == 1 else NONE,
         gather=all_gather(constants, tp, host) if width > 1 else NONE,
         collectives=(model.attention_layers + model.mlp_layers) / pp if width == 1 else 0.0,
         hidden_bytes=2.0 * model.hidden,
         layers=model.layers / pp,
-        gaps=1e-6
+        gaps=1e-6 / pp * (model.layers * host.layer_us + moe_layers * host.moe_layer_us),
+        launches=1e-6
         / pp
         * (
-            model.layers * (host.layer_us + (0.0 if deployment.cuda_graphs else host.eager_layer_us))
-            + (model.moe.layers * host.moe_layer_us if model.moe else 0.0)
+            model.layers * host.eager_layer_us
+            + moe_layers * host.eager_moe_us
+            + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
         ),
+        graphs=deployment.cuda_graphs,
+        prompt_floor=1e-6
+        * (model.layers * host.prompt_layer_us + (model.attention_layers * host.prompt_mla_us if model.mla else 0.0)),
         element_byte_time=host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
         host_step=host.step_us * 1e-6,
         host_sequence=host.sequence_us * 1e-6,
