@@ -158,6 +158,37 @@ def test_a_record_inside_a_wrappers_text_config_counts(tmp_path: Path) -> None:
     assert model.quantized is not None and model.quantized.weights == "mxfp4"
 
 
+@pytest.mark.parametrize(
+    ("name", "record", "weights"),
+    [
+        ("quantize_config.json", {"bits": 4, "group_size": 128, "desc_act": False}, "int4_gptq"),
+        ("quant_config.json", {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}, "int4_awq"),
+    ],
+)
+def test_records_in_files_of_their_own(tmp_path: Path, name: str, record: dict[str, Any], weights: str) -> None:
+    write_model(tmp_path)
+    (tmp_path / name).write_text(json.dumps(record))
+    found = read_model(str(tmp_path))[0].quantized
+    assert found is not None and (found.weights, found.group_size) == (weights, 128)
+
+
+def test_tensorrt_llm_checkpoints_and_engines(tmp_path: Path) -> None:
+    sizes = {key: value for key, value in LLAMA.items() if key not in ("architectures", "model_type")}
+    record = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    checkpoint = {**sizes, "architecture": "LlamaForCausalLM", "quantization": record}
+    for number, config in enumerate([checkpoint, {"version": "1.2.1", "pretrained_config": checkpoint, "build_config": {}}]):
+        model, _ = read_model(str(write_model(tmp_path / str(number), config)))
+        assert (model.architecture, model.known, model.layers) == ("LlamaForCausalLM", True, 2)
+        assert model.quantized == Quantized(weights="fp8", method="modelopt", kv_cache="fp8", excluded=("lm_head",))
+    plain = {**checkpoint, "quantization": {"quant_algo": None, "kv_cache_quant_algo": None}}
+    assert read_model(str(write_model(tmp_path / "plain", plain)))[0].quantized is None
+
+
+def test_mlx_is_named(tmp_path: Path) -> None:
+    model, _ = read_model(str(write_model(tmp_path, {**LLAMA, "quantization": {"bits": 4, "group_size": 64}})))
+    assert model.quantized is not None and (model.quantized.weights, model.quantized.method) == (None, "mlx")
+
+
 def test_fp4_experts_beside_fp8(tmp_path: Path) -> None:
     config = {**LLAMA, "expert_dtype": "fp4", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     model, _ = read_model(str(write_model(tmp_path, config)))

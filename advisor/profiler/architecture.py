@@ -57,6 +57,8 @@ def _architecture(*configs: Mapping[str, Any]) -> str:
         listed = config.get("architectures")
         if isinstance(listed, list) and listed and isinstance(listed[0], str):
             return listed[0][:120]
+        if isinstance(config.get("architecture"), str):
+            return str(config["architecture"])[:120]
     return "unknown"
 
 

@@ -46,15 +46,18 @@ def read_quantized(
         if not isinstance(record, Mapping):
             raise ModelProblem("hf_quant_config.json: quantization is not an object", where=where, hint="export it again")
         return _modelopt(Configuration(record, where=where))
-    record = config.get("quantization_config") or language_model(config)[0].get("quantization_config")
+    inner = language_model(config)[0]
+    record = config.get("quantization_config") or inner.get("quantization_config") or inner.get("quantization")
     if not record:
         return None, []
     if not isinstance(record, Mapping):
         raise ModelProblem("quantization_config is not an object", where=where, hint="fetch config.json again")
     read = Configuration(record, where=where)
     method = (read.text("quant_method") or "unknown").lower()
-    if record.get("quant_algo") is not None:
+    if "quant_algo" in record:
         return _modelopt(read)
+    if method == "unknown" and "quantization" in inner and read.has("bits") and read.has("group_size"):
+        method = "mlx"
     reader = next((reader for prefix, reader in _READERS.items() if method.startswith(prefix)), None)
     if reader is None:
         return _other(read, method)

@@ -18,7 +18,7 @@ LARGEST_CONFIG = 8 * 2**20
 """bytes; the largest real ones (per-layer quantization lists) have about 2 MiB"""
 TEXT_CONFIGS = (
     "text_config", "llm_config", "language_config", "thinker_config", "language_model_config", "llm", "language_model",
-    "text_model_config", "decoder_config",
+    "text_model_config", "decoder_config", "pretrained_config",
 )  # fmt: skip
 """keys under which multimodal wrappers keep the language model's own configuration"""
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers")

@@ -40,10 +40,7 @@ def find_family(*configs: Mapping[str, Any], where: str) -> Family:
     types = [config["model_type"] for config in configs if isinstance(config.get("model_type"), str)]
     name, facts = next(((name, facts) for name in types if (facts := _facts(name))), (types[0] if types else "", None))
     if facts is None:
-        listed = [
-            entry for config in configs if isinstance(config.get("architectures"), list) for entry in config["architectures"]
-        ]
-        found = (_by_class(entry) for entry in listed if isinstance(entry, str))
+        found = (_by_class(entry) for config in configs for entry in _listed(config))
         name, facts = next((pair for pair in found if pair[1]), (name, None))
     if facts is None:
         return Family(name[:60], known=False)
@@ -67,7 +64,7 @@ def find_family(*configs: Mapping[str, Any], where: str) -> Family:
 
 
 def _listed(config: Mapping[str, Any]) -> list[str]:
-    listed = config.get("architectures")
+    listed = config.get("architectures") or [config.get("architecture")]
     return [entry for entry in listed if isinstance(entry, str)] if isinstance(listed, list) else []
 
 

@@ -34,11 +34,21 @@ def read_folder(path: Path) -> tuple[Model, dict[str, str]]:
     config = read_config(config_path)
     quant_path = folder / "hf_quant_config.json"
     hf_quant = read_config(quant_path) if quant_path.is_file() else None
+    config = _with_older_record(config, folder)
     name = folder.resolve().name or str(folder)
     model, sources = combine(config, hf_quant, lambda: read_tensors(folder), name=name, where=str(config_path))
     notes = [] if model.weight_bytes is not None else [_without_headers(folder)]
     model = model.model_copy(update={"folder": str(folder), "notes": (*model.notes, *notes)})
     return model, sources | {"model.folder": "flag"}
+
+
+def _with_older_record(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """AutoGPTQ and AutoAWQ once wrote their record into a file of its own instead of config.json. Raises FileProblem."""
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        path = folder / name
+        if "quantization_config" not in config and path.is_file():
+            return {**config, "quantization_config": {"quant_method": method, **read_config(path)}}
+    return config
 
 
 def combine(
