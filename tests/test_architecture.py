@@ -26,7 +26,9 @@ ALLOWED = {
     "rounds": FOUNDATION | {"freshness", "profiler"},
     "served": FOUNDATION | {"executor", "freshness"},
     "sweep": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
-    "cli": FOUNDATION | {"pipeline", "prediction", "report", "profiler", "freshness", "rounds", "served", "sweep", ""},
+    "measurement": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", ""},
+    "cli": FOUNDATION
+    | {"measurement", "pipeline", "prediction", "report", "profiler", "freshness", "rounds", "served", "sweep", ""},
     "": FOUNDATION | {"pipeline", "prediction"},
 }
 FOREIGN = {

