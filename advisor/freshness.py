@@ -13,7 +13,7 @@ from typing import Any
 
 from advisor import __version__, pipeline
 from advisor.errors import NoPlanFits, NotPossible
-from advisor.reasoner.choice import TIE, violations, worth
+from advisor.reasoner.choice import TIE, aim, violations, worth
 from advisor.reasoner.decision import Search, decide
 from advisor.reasoner.diagnosis import diagnose
 from advisor.reasoner.policing import broken_fields, rule_ban
@@ -224,11 +224,12 @@ class _Judge:
             return True, f"the advised deployment breaks the limit on {', '.join(broken)}; the plan would be {then}"
         if chosen.chosen.deployment == plan.deployment or broken:
             return False, "the same plan"
-        gain = worth(chosen.chosen.estimate, profile.goal) / (worth(ours, profile.goal) or float("inf")) - 1
+        goal = aim(profile)
+        gain = worth(chosen.chosen.estimate, goal) / (worth(ours, goal) or float("inf")) - 1
         if gain <= TIE:
             return False, f"another plan would gain {max(gain, 0):.1%}, too little to decide anything"
         what = {"latency": "request rate of one stream", "cost": "output tokens/s per GPU"}
-        better = f"{gain:+.0%} {what.get(profile.goal.objective, 'output tokens/s')}"
+        better = f"{gain:+.0%} {what.get(goal.objective, 'output tokens/s')}"
         return True, f"the plan would be {then}: {better} on the estimate"
 
     def _impossible(self, findings: tuple[Finding, ...]) -> str:

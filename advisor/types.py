@@ -851,3 +851,25 @@ class Report(Value):
     roofline: tuple[RooflinePoint, ...] = ()
     policy: Policy | None = None
     """what was allowed; None: no policy was given"""
+
+
+class Answer(Value):
+    """One line of `advise sweep`: a plan in short, or why there is none."""
+
+    key: str
+    """of the question, the policy and the program's version: what is done is known by it"""
+    question: dict[str, Scalar]
+    feasible: bool | None = None
+    deployment: Deployment | None = None
+    expected: Estimate | None = None
+    baseline_output_tokens_per_s: float | None = None
+    rules: tuple[str, ...] = ()
+    gpus_used: int | None = None
+    broken: tuple[str, ...] = ()
+    """limits that even the best plan breaks"""
+    price_per_gpu_hour: float | None = None
+    """as given, in the unit of the prices"""
+    cost_per_million_output_tokens: float | None = None
+    """price x GPUs used / output tokens per hour, at this load; arithmetic on the estimate"""
+    error: str = ""
+    hint: str = ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from advisor.errors import NoPlanFits
 from advisor.reasoner.candidates import LAYOUT, Option, fired_options
-from advisor.reasoner.choice import violations, worth
+from advisor.reasoner.choice import aim, violations, worth
 from advisor.reasoner.decision import Decision, Search, decide
 from advisor.reasoner.policing import broken_fields, loosened, option_ban, place, rule_ban
 from advisor.reasoner.rejection import compare, describe
@@ -74,11 +74,12 @@ def _gain(freed: Decision, decision: Decision, profile: Profile) -> str:
     """How much better for the goal the plan would be without the ban; "" where nobody could measure it."""
     if freed.feasible and not decision.feasible:
         return f"a plan within the limits ({', '.join(violations(decision.chosen.estimate, profile.goal))})"
-    ours, theirs = (worth(one.chosen.estimate, profile.goal) for one in (decision, freed))
+    goal = aim(profile)
+    ours, theirs = (worth(one.chosen.estimate, goal) for one in (decision, freed))
     if not ours or theirs / ours - 1 < NOTHING:
         return ""
     what = {"latency": "of the request latency's inverse", "cost": "of the output tokens/s per GPU"}
-    return f"{(theirs / ours - 1) * 100:.0f} % {what.get(profile.goal.objective, 'of the output tokens/s')}"
+    return f"{(theirs / ours - 1) * 100:.0f} % {what.get(goal.objective, 'of the output tokens/s')}"
 
 
 def _marked(rejection: Rejection, policy: Policy) -> Rejection:
