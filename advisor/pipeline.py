@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import __version__
 from advisor.errors import InputError
-from advisor.types import Engine, Finding, Goal, Gpu, Model, Objective, Policy, Profile, Report, Scalar, Traffic
+from advisor.types import Change, Engine, Finding, Goal, Gpu, Model, Objective, Plan, Policy, Profile, Report, Scalar, Traffic
 
 if TYPE_CHECKING:
+    from advisor.executor.progress import Progress
+    from advisor.executor.request import Outcome, Request
     from advisor.reasoner.cases import RuleCheck
     from advisor.reasoner.rulebook import Rulebook
     from advisor.reasoner.vocabulary import Fact
@@ -163,6 +166,61 @@ def govern(
     kept = tuple(rule for rule in rulebook.rules if rule.applies.deployment or not policing.is_suppressed(rule.id, allowed))
     overrides = rulebook.overrides + policing.overrides_of(allowed)
     return policing.govern(profile, allowed), Rulebook(kept, overrides), allowed
+
+
+def apply(report: Report, request: Request, progress: Progress, *, overlay: str | Path | None = None) -> tuple[Report, Outcome]:
+    """Carry out a report's plan, measure, and ask the same rules again until the gate passes or nothing is left.
+
+    The report comes back with what was done in it. Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
+    """
+    import json
+
+    from advisor.executor.request import Answer, Remedy
+    from advisor.executor.rounds import carry_out
+    from advisor.executor.serving import write_serving
+    from advisor.reasoner.remedies import find_remedies
+    from advisor.report.rendering import render
+
+    rulebook, profile, plan = rules(overlay), report.profile, report.plan
+    check_supported(profile, plan)
+    chosen = {step.rule for step in plan.steps if "weights" in step.changes}
+    parameters = next((dict(rule.applies.parameters) for rule in rulebook.rules if rule.id in chosen), {})
+
+    def with_facts(measured: Mapping[str, Scalar]) -> Profile:
+        sources = {f"measured.{name}": "measured" for name in measured}
+        return profile.model_copy(update={"measured": profile.measured | dict(measured), "sources": profile.sources | sources})
+
+    def ask(measured: Mapping[str, Scalar]) -> Answer:
+        fired, wanted = find_remedies(with_facts(measured), rulebook)
+        remedies = tuple(Remedy(rule.id, rule.applies.action, rule.applies.parameters) for rule in fired)
+        return Answer(remedies, wanted)
+
+    def told(changes: tuple[Change, ...], measured: Mapping[str, Scalar]) -> Report:
+        return report.model_copy(update={"profile": with_facts(measured), "changes": changes})
+
+    def pages(changes: tuple[Change, ...], measured: Mapping[str, Scalar], published: bool) -> dict[str, str]:
+        made = told(changes, measured)
+        files = {"report.json": render(made, "json"), "report.html": render(made, "html")}
+        files["measured.json"] = json.dumps(dict(measured), indent=1) + "\n"
+        return files | (write_serving(plan, profile) if published else {})
+
+    outcome = carry_out(request, profile, plan, parameters, ask, pages, progress)
+    return told(outcome.changes, outcome.measured), outcome
+
+
+def check_supported(profile: Profile, plan: Plan) -> None:
+    """Raise NotPossible where the support table says that a format of the plan cannot run on this engine and GPU."""
+    from advisor.errors import NotPossible
+    from advisor.reasoner.support import lookup
+
+    for kind in ("weights", "kv_cache"):
+        word = getattr(plan.deployment, kind)
+        found, source = lookup(profile.engine.name, profile.engine.version, profile.gpu.sm, kind, word)
+        if found == "impossible":
+            engine = f"{profile.engine.name} {profile.engine.version}"
+            raise NotPossible(
+                f"{engine} cannot run {kind} in {word} on {profile.gpu.name}", where=source, hint="make the plan again for this machine"
+            )
 
 
 def emit(report: Report, folder: Path) -> tuple[Path, ...]:

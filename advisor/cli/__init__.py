@@ -20,6 +20,7 @@ COMMANDS = (
     "report",
     "diff",
     "emit",
+    "apply",
     "measure",
     "evidence",
     "check",

@@ -56,7 +56,9 @@ def read_prompts(path: Path, render: Callable[[list[dict[str, str]]], str]) -> t
         if line.strip():
             found.append(_prompt(line, f"{path}:{number}", render))
     if not found:
-        raise FileProblem("there are no prompts in this file", where=str(path), hint='a line is {"text": …} or {"messages": […]}')
+        raise FileProblem(
+            "there are no prompts in this file", where=str(path), hint='a line is {"text": …} or {"messages": […]}'
+        )
     return tuple(found)
 
 

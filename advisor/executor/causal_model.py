@@ -22,7 +22,9 @@ def require_libraries() -> None:
     """Raise MissingExtra unless everything that `advise apply` needs is installed."""
     from importlib.util import find_spec
 
-    missing = [name for name in ("torch", "transformers", "accelerate", "safetensors", "modelopt", "requests") if not find_spec(name)]
+    missing = [
+        name for name in ("torch", "transformers", "accelerate", "safetensors", "modelopt", "requests") if not find_spec(name)
+    ]
     if missing:
         raise MissingExtra(f"advise apply needs {', '.join(missing)}", hint=f"install it: {EXTRA}")
 
@@ -31,13 +33,21 @@ def check_folder(folder: Path) -> None:
     """Raise ModelProblem unless the folder holds a 16-bit model as safetensors with its tokenizer."""
     config = folder / "config.json"
     if not config.is_file():
-        raise ModelProblem("advise apply works on a local folder with the model's files", where=str(folder), hint="download it first")
+        raise ModelProblem(
+            "advise apply works on a local folder with the model's files", where=str(folder), hint="download it first"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise ModelProblem("there are no safetensors files here", where=str(folder), hint="pickled weights are not read: convert them")
+        raise ModelProblem(
+            "there are no safetensors files here", where=str(folder), hint="pickled weights are not read: convert them"
+        )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelProblem("there is no tokenizer here", where=str(folder), hint="copy the model's tokenizer files beside its weights")
+        raise ModelProblem(
+            "there is no tokenizer here", where=str(folder), hint="copy the model's tokenizer files beside its weights"
+        )
     if (folder / "hf_quant_config.json").is_file() or "quantization_config" in _json(config):
-        raise ModelProblem("this checkpoint is quantized already", where=str(folder), hint="give the 16-bit one it was made from")
+        raise ModelProblem(
+            "this checkpoint is quantized already", where=str(folder), hint="give the 16-bit one it was made from"
+        )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -47,7 +57,9 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ModelProblem(f"the tokenizer does not load: {_first_line(error)}", where=str(folder), hint="fetch its files again") from None
+        raise ModelProblem(
+            f"the tokenizer does not load: {_first_line(error)}", where=str(folder), hint="fetch its files again"
+        ) from None
 
 
 def load_model(folder: Path) -> Any:
@@ -69,7 +81,9 @@ def load_model(folder: Path) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        raise ModelProblem(f"the model does not load: {_first_line(error)}", where=str(folder), hint="fetch its files again") from None
+        raise ModelProblem(
+            f"the model does not load: {_first_line(error)}", where=str(folder), hint="fetch its files again"
+        ) from None
     if not model.config.architectures:
         model.config.architectures = [type(model).__name__]
     model.config.use_cache = False

@@ -57,10 +57,14 @@ def load_exported(model: Any, folder: Path) -> Any:
             for leaf, value in _decoded(name, tensors, record).items():
                 full = f"{name}.{leaf}" if name else leaf
                 if full not in parameters:
-                    raise ModelProblem("the exported files have a tensor that the model has not", where=full, hint="export it again")
+                    raise ModelProblem(
+                        "the exported files have a tensor that the model has not", where=full, hint="export it again"
+                    )
                 if parameters[full].shape != value.shape:
                     raise ModelProblem(
-                        f"a decoded tensor is {tuple(value.shape)}, the model's {tuple(parameters[full].shape)}", where=full, hint="export it again"
+                        f"a decoded tensor is {tuple(value.shape)}, the model's {tuple(parameters[full].shape)}",
+                        where=full,
+                        hint="export it again",
                     )
                 parameters[full].copy_(value)
                 left.discard(full)
@@ -69,7 +73,9 @@ def load_exported(model: Any, folder: Path) -> Any:
                 modules[name].register_forward_pre_hook(lambda _module, given, change=change: (change(given[0]), *given[1:]))
     missing = sorted(name for name in left if bool(parameters[name].isnan().any()))
     if missing:
-        raise ModelProblem(f"{len(missing)} tensors of the model are not in the exported files", where=missing[0], hint="export it again")
+        raise ModelProblem(
+            f"{len(missing)} tensors of the model are not in the exported files", where=missing[0], hint="export it again"
+        )
     if cache:
         from advisor.executor.causal_model import round_cache
 

@@ -63,7 +63,9 @@ def compare(model: Any, sequence: tuple[int, ...], path: Path) -> list[Block]:
     original = load_file(path)["logits"].float().log_softmax(-1)
     other = _logits(model, sequence).cpu().float().log_softmax(-1)
     if not bool(other.isfinite().all()):
-        raise NotPossible("the quantized model computes no finite numbers", where=str(path.parent), hint="choose another format")
+        raise NotPossible(
+            "the quantized model computes no finite numbers", where=str(path.parent), hint="choose another format"
+        )
     truth = torch.tensor(sequence[1:])[:, None]
     rows = torch.stack(
         (
@@ -78,7 +80,9 @@ def compare(model: Any, sequence: tuple[int, ...], path: Path) -> list[Block]:
     return [Block(tokens, one, two, kl, round(same)) for tokens, one, two, kl, same in sums]
 
 
-def measure(blocks: Sequence[Block], what: str, *, limit_on: str, budget_pct: float | None, seed: int = 0) -> tuple[Interval, ...]:
+def measure(
+    blocks: Sequence[Block], what: str, *, limit_on: str, budget_pct: float | None, seed: int = 0
+) -> tuple[Interval, ...]:
     """Perplexity, KL (nats a token) and top-1 agreement with 95 % bootstrap intervals over blocks of tokens.
 
     The perplexity's interval is that of the ratio to the unquantized model's on the same tokens (paired), times the latter.
@@ -92,7 +96,9 @@ def measure(blocks: Sequence[Block], what: str, *, limit_on: str, budget_pct: fl
         scale = ppl if metric == "perplexity" else 1.0
         limit = _limit(metric, budget_pct, ppl) if metric == limit_on else None
         found.append(
-            Interval(metric=metric, what=what, value=value * scale, low=low * scale, high=high * scale, samples=tokens, limit=limit)
+            Interval(
+                metric=metric, what=what, value=value * scale, low=low * scale, high=high * scale, samples=tokens, limit=limit
+            )
         )
     return tuple(found)
 
@@ -153,7 +159,9 @@ def _logits(model: Any, sequence: tuple[int, ...]) -> Any:
         return model(input_ids=torch.tensor([sequence], device=device)).logits[0]
 
 
-def _bootstrap(blocks: Sequence[Block], statistic: Callable[[float, float, float, float, int], float], seed: int) -> tuple[float, float, float]:
+def _bootstrap(
+    blocks: Sequence[Block], statistic: Callable[[float, float, float, float, int], float], seed: int
+) -> tuple[float, float, float]:
     """The statistic over all blocks and the ends of its 95 % percentile interval (Efron 1979)."""
     rows = [(block.original, block.other, block.divergence, float(block.same), block.tokens) for block in blocks]
     value = statistic(*_sums(rows))

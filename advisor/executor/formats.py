@@ -36,7 +36,9 @@ def decode_weight(algorithm: str, tensors: Tensors, *, where: str) -> Tensor:
     try:
         dense = reader(tensors)
     except RuntimeError as error:
-        raise ModelProblem(f"the tensors of {algorithm} do not fit together: {error}", where=where, hint="export it again") from None
+        raise ModelProblem(
+            f"the tensors of {algorithm} do not fit together: {error}", where=where, hint="export it again"
+        ) from None
     if not bool(dense.isfinite().all()):
         raise ModelProblem("the decoded weight is not finite", where=where, hint="export it again; the file may be damaged")
     return dense

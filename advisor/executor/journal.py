@@ -79,6 +79,11 @@ class Journal:
             return value
         return None
 
+    def events_key(self, stage: str) -> str | None:
+        """The hash of a finished stage's files as last recorded, or None."""
+        event = next((one for one in reversed(self.events) if one["event"] == "finished" and one["stage"] == stage), None)
+        return digest(event["files"]) if event else None
+
     def do(self, stage: str, inputs: Mapping[str, Any], make: Callable[[], Made]) -> tuple[dict[str, Any], bool]:
         """The value of a stage, and whether it was there already: made now unless it is finished.
 
@@ -217,7 +222,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise FileProblem(
-                "this journal has a line that is no event", where=f"{path}:{number}", hint="remove the work folder and start again"
+                "this journal has a line that is no event",
+                where=f"{path}:{number}",
+                hint="remove the work folder and start again",
             ) from None
         events.append(event)
         good += len(line)

@@ -35,8 +35,9 @@ class Scheme:
     weights: WeightFormat
     kv_cache: KvFormat = "bf16"
     wide: tuple[str, ...] = ()
-    """patterns of modules that stay at wide_as, beside ALWAYS_WIDE"""
-    wide_as: WeightFormat = "bf16"
+    """modules, or patterns of them, that stay at 16 bits, beside ALWAYS_WIDE"""
+    wide_fp8: tuple[str, ...] = ()
+    """those that stay at 8 bits in a 4-bit scheme"""
     alpha: float | None = None
     """SmoothQuant's strength"""
     group: int | None = None
@@ -44,15 +45,16 @@ class Scheme:
     def plain(self) -> dict[str, Any]:
         """As plain data, for hashes and the journal."""
         return {
-            "weights": self.weights, "kv_cache": self.kv_cache, "wide": sorted(self.wide), "wide_as": self.wide_as,
-            "alpha": self.alpha, "group": self.group,
+            "weights": self.weights, "kv_cache": self.kv_cache, "wide": sorted(self.wide),
+            "wide_fp8": sorted(self.wide_fp8), "alpha": self.alpha, "group": self.group,
         }  # fmt: skip
 
     @property
     def name(self) -> str:
         """In words."""
         parts = [self.weights, *([f"kv {self.kv_cache}"] if self.kv_cache != "bf16" else [])]
-        parts += [f"{len(self.wide)} modules in {self.wide_as}"] if self.wide else []
+        parts += [f"{len(self.wide)} modules in bf16"] if self.wide else []
+        parts += [f"{len(self.wide_fp8)} modules in fp8"] if self.wide_fp8 else []
         parts += [f"alpha {self.alpha:g}"] if self.alpha is not None else []
         parts += [f"groups of {self.group}"] if self.group else []
         return ", ".join(parts)
@@ -67,7 +69,9 @@ class Sensitivities:
     share: float
     """of the total score that the most sensitive tenth of the groups holds"""
     wide: tuple[str, ...]
-    """modules kept wide at the wanted bits; () when the budget was not reached"""
+    """modules that the search keeps at 16 bits"""
+    wide_fp8: tuple[str, ...]
+    """modules that it keeps in FP8"""
     bits: float
     """effective bits reached"""
 
@@ -76,11 +80,15 @@ def refuse_impossible(weights: str, kv_cache: str, *, cuda: bool) -> None:
     """Raise NotPossible for what ModelOpt can't make, can't run here or can't export, before any work is done."""
     if kv_cache == "int8":
         raise NotPossible(
-            "ModelOpt cannot export an INT8 KV cache", where="kv_cache int8", hint="its export takes FP8 and NVFP4 caches: take fp8"
+            "ModelOpt cannot export an INT8 KV cache",
+            where="kv_cache int8",
+            hint="its export takes FP8 and NVFP4 caches: take fp8",
         )
     if weights not in PRESETS and weights != "bf16":
         raise NotPossible(
-            f"no {weights} checkpoint is made here", where=f"weights {weights}", hint=f"one of {', '.join(PRESETS)}, or a published one"
+            f"no {weights} checkpoint is made here",
+            where=f"weights {weights}",
+            hint=f"one of {', '.join(PRESETS)}, or a published one",
         )
     if "nvfp4" in (weights, kv_cache) and not cuda:
         raise NotPossible(
@@ -116,8 +124,8 @@ def quantize(model: Any, scheme: Scheme, batches: Batches, progress: Progress = 
     """Calibrate and quantize a fresh 16-bit model in place (simulated: weights keep their width until they are exported)."""
     import modelopt.torch.quantization as mtq
 
-    config = _config(scheme, {name for name, _ in model.named_modules()})
     with _quiet():
+        config = _config(scheme, {name for name, _ in model.named_modules()})
         mtq.quantize(model, config, _forward_loop(batches, progress))
 
 
@@ -127,20 +135,20 @@ def search_layers(
     batches: Batches,
     *,
     bits: float,
-    wide_as: WeightFormat,
+    with_fp8: bool,
     checkpoint: Path,
     progress: Progress = lambda done: None,
 ) -> Sensitivities:
     """Score every group of layers by ModelOpt's AutoQuantize (gradients: the loss's second order) and choose who stays wide.
 
-    bits: effective bits to stay under, over the layers that can be quantized. The model is spent afterwards. The scores are
+    bits: effective bits to stay under, over the layers that can be quantized. with_fp8: FP8 is on the menu beside 16 bits. The model is spent afterwards. The scores are
     kept in `checkpoint`, so that another budget costs no second scoring.
     """
     import modelopt.torch.quantization as mtq
 
     formats = [_config(Scheme(scheme.weights, alpha=scheme.alpha, group=scheme.group), set())]
-    if wide_as != "bf16":
-        formats.append(_config(Scheme(wide_as), set()))
+    if with_fp8:
+        formats.append(_config(Scheme("fp8"), set()))
     cost = {"cost_model": "weight", "cost": {"excluded_module_name_patterns": list(ALWAYS_WIDE)}}
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     inputs = _tensors(model, batches)
@@ -209,19 +217,18 @@ def _config(scheme: Scheme, modules: set[str]) -> dict[str, Any]:
 def _wide_entries(scheme: Scheme, modules: set[str]) -> list[dict[str, Any]]:
     import modelopt.torch.quantization as mtq
 
-    patterns = [*ALWAYS_WIDE, *scheme.wide]
-    entries: list[dict[str, Any]] = [{"quantizer_name": _quantizers(pattern, modules), "enable": False} for pattern in patterns]
-    if scheme.wide_as == "bf16":
-        return entries
-    preset = copy.deepcopy(getattr(mtq, PRESETS[scheme.wide_as])["quant_cfg"])
-    weight, inputs = (next(one["cfg"] for one in preset if one["quantizer_name"] == f"*{kind}_quantizer") for kind in ("weight", "input"))
-    for pattern in scheme.wide:
-        stem = _quantizers(pattern, modules).removesuffix("*")
-        entries += [
-            {"quantizer_name": f"{stem}weight_quantizer", "cfg": copy.deepcopy(weight)},
-            {"quantizer_name": f"{stem}input_quantizer", "cfg": copy.deepcopy(inputs)},
-        ]
-    return entries
+    entries: list[dict[str, Any]] = []
+    if scheme.wide_fp8:
+        preset = copy.deepcopy(mtq.FP8_DEFAULT_CFG["quant_cfg"])
+        cfg = next(one["cfg"] for one in preset if one["quantizer_name"] == "*weight_quantizer")
+        for pattern in scheme.wide_fp8:
+            stem = _quantizers(pattern, modules).removesuffix("*")
+            entries += [
+                {"quantizer_name": f"{stem}{kind}_quantizer", "cfg": copy.deepcopy(cfg)} for kind in ("weight", "input")
+            ]
+    return entries + [
+        {"quantizer_name": _quantizers(pattern, modules), "enable": False} for pattern in (*ALWAYS_WIDE, *scheme.wide)
+    ]
 
 
 def _quantizers(pattern: str, modules: set[str]) -> str:
@@ -252,25 +259,28 @@ def _tensors(model: Any, batches: Batches) -> list[Any]:
 
 
 def _read_search(state: dict[str, Any], narrow: WeightFormat) -> Sensitivities:
-    layers, wide = [], []
+    layers = []
+    wide: dict[bool, list[str]] = {True: [], False: []}
     for name, stats in state["candidate_stats"].items():
         modules = list(stats.get("module_names") or [])
         if not modules or any("lm_head" in module for module in modules):
             continue
-        costs = list(stats["costs"])
-        cheapest = costs.index(min(costs))
-        chosen = state["best"]["recipe"][name]
-        kept = str(chosen) != str(stats["formats"][cheapest])
-        wide += modules if kept else []
-        label = modules[0] if len(modules) == 1 else f"{modules[0]} (with {', '.join(m.rpartition('.')[2] for m in modules[1:])})"
+        cheapest, widest = (pick(range(len(stats["costs"])), key=lambda index: stats["costs"][index]) for pick in (min, max))
+        formats = [str(each) for each in stats["formats"]]
+        chosen = str(state["best"]["recipe"][name])
+        kept = chosen != formats[cheapest]
+        if kept:
+            wide[chosen == formats[widest]] += modules
+        others = ", ".join(module.rpartition(".")[2] for module in modules[1:])
+        label = f"{modules[0]} (with {others})" if others else modules[0]
         layers.append(LayerSensitivity(layer=label, format=narrow, score=float(stats["scores"][cheapest]), kept=kept))
     scores = sorted((layer.score for layer in layers), reverse=True)
-    worst = max(1, len(scores) // 10)
     total = sum(scores)
     return Sensitivities(
         layers=tuple(layers),
-        share=sum(scores[:worst]) / total if total else 0.0,
-        wide=tuple(wide),
+        share=sum(scores[: max(1, len(scores) // 10)]) / total if total else 0.0,
+        wide=tuple(wide[True]),
+        wide_fp8=tuple(wide[False]),
         bits=float(state["best"]["constraints"]["effective_bits"]),
     )
 

@@ -15,6 +15,10 @@ def find_remedies(profile: Profile, rulebook: Rulebook) -> tuple[tuple[Rule, ...
     findings = diagnose(profile, Rulebook(rules=tuple(rules.values()), overrides=()))
     fired = [rules[finding.rule] for finding in findings if finding.verdict == "fires"]
     unknown = {
-        line.condition.split()[0] for finding in findings if finding.verdict == "unknown" for line in finding.evidence if line.holds is None
+        line.condition.split()[0]
+        for finding in findings
+        if finding.verdict == "unknown"
+        for line in finding.evidence
+        if line.holds is None
     }
     return tuple(sorted(fired, key=effort)), tuple(sorted(name for name in unknown if name.startswith("measured.")))

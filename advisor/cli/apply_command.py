@@ -1,0 +1,108 @@
+"""`advise apply`: carry the plan out, measure, and publish what passed its gate."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from advisor.cli.options import gather, question, rules_option
+
+if TYPE_CHECKING:
+    from advisor.types import Report
+
+
+@click.command("apply")
+@click.argument("plan_file", metavar="[REPORT.json]", required=False, type=click.Path())
+@question
+@rules_option
+@click.option("--out", required=True, type=click.Path(), help="Folder to publish into; must not be there yet.", metavar="DIR")
+@click.option(
+    "--calibration", type=click.Path(), help='Prompts to calibrate on: {"text"} or {"messages"} a line.', metavar="FILE"
+)
+@click.option(
+    "--production",
+    type=click.Path(),
+    help="Production's own prompts, to judge by and recalibrate on, if they are others.",
+    metavar="FILE",
+)
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped; finished work is not done again.")
+@click.option("--yes", is_flag=True, help="Do not ask before beginning.")
+@click.option("--auto", is_flag=True, help="The same as --yes: further rounds are never asked about.")
+@click.option("--max-rounds", type=click.IntRange(1), default=6, show_default=True, help="Trials at most.", metavar="N")
+@click.option("--max-time", type=float, help="Begin no round after so many minutes.", metavar="MIN")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N")
+@click.option("--calibration-prompts", type=click.IntRange(1), help="Prompts to calibrate on. [the rule's number]", metavar="N")
+@click.option(
+    "--evaluation-prompts", type=click.IntRange(2), default=64, show_default=True, help="Prompts to judge by.", metavar="N"
+)
+@click.option(
+    "--prompt-tokens", type=click.IntRange(16), default=512, show_default=True, help="Cut prompts to this.", metavar="N"
+)
+@click.option(
+    "--score-command", help="Scores a folder for --accuracy-metric command: 'python score.py {checkpoint}'.", metavar="CMD"
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(plan_file: str | None, overlay: str | None, out: str, **options: Any) -> int:
+    """Do it: quantize, measure on held-out prompts, ask the rules again until the budget is kept, publish.
+
+    Works on a local folder. Nothing is published unless its gate passed; what was made is kept in DIR.work.
+    """
+    from pathlib import Path
+
+    from advisor import pipeline
+    from advisor.executor.progress import Progress
+    from advisor.executor.request import Request
+    from advisor.profiler.stored import load_report
+
+    own = (
+        "calibration", "production", "resume", "yes", "auto", "max_rounds", "max_time", "seed", "calibration_prompts",
+        "evaluation_prompts", "prompt_tokens", "score_command", "log_format",
+    )  # fmt: skip
+    mine = {name: options.pop(name) for name in own}
+    if plan_file is not None and options.get("model"):
+        raise click.UsageError("Give a report or --model, not both.")
+    report = load_report(Path(plan_file)) if plan_file else pipeline.advise(gather(options), overlay=overlay)
+    request = Request(
+        out=Path(out).absolute(),
+        calibration=_path(mine["calibration"]),
+        production=_path(mine["production"]),
+        resume=mine["resume"],
+        max_rounds=mine["max_rounds"],
+        max_seconds=None if mine["max_time"] is None else mine["max_time"] * 60,
+        seed=mine["seed"],
+        prompts=mine["calibration_prompts"],
+        held_out=mine["evaluation_prompts"],
+        tokens=mine["prompt_tokens"],
+        command=mine["score_command"],
+        arguments=tuple(sys.argv[1:]),
+    )
+    if sys.stdin.isatty() and sys.stderr.isatty() and not (mine["yes"] or mine["auto"]):
+        click.confirm(f"{_intent(report)}\nGo on?", default=True, abort=True, err=True)
+    made, outcome = pipeline.apply(report, request, Progress(mine["log_format"]), overlay=overlay)
+    if mine["log_format"] == "json":
+        click.echo(made.model_dump_json())
+    else:
+        for change in made.changes:
+            click.echo(f"{change.gate:>12}  {change.action} ({change.rule}): {change.detail.splitlines()[0]}")
+        click.echo(outcome.summary)
+        click.echo(
+            f"written: {outcome.folder}"
+            if outcome.published
+            else f"nothing published; what was made is kept in {outcome.folder}"
+        )
+    return 0 if outcome.published else 3
+
+
+def _path(text: str | None) -> Any:
+    from pathlib import Path
+
+    return None if text is None else Path(text).absolute()
+
+
+def _intent(report: Report) -> str:
+    deployment = report.plan.deployment
+    budget = report.plan.goal.accuracy_budget_pct
+    limit = "no accuracy budget: the loss is measured and not judged" if budget is None else f"accuracy budget {budget:g} %"
+    return f"{report.profile.model.name}: weights to {deployment.weights}, KV cache to {deployment.kv_cache}; {limit}."

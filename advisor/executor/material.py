@@ -1,0 +1,132 @@
+"""What a run works on: the model's files, the prompts and their split, with the hashes that say they are still the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advisor import __version__
+from advisor.errors import ModelProblem
+from advisor.executor import causal_model
+from advisor.executor.calibration import Split, read_prompts, split_prompts
+from advisor.executor.journal import Journal, digest, file_errors, hash_file, hash_folder
+from advisor.executor.preflight import quantizes
+from advisor.executor.progress import Progress
+from advisor.executor.request import Request
+from advisor.types import Plan, Profile
+
+PROMPTS = 512
+"""prompts to calibrate on where neither the rule nor the user says"""
+
+
+@dataclass(frozen=True)
+class Material:
+    """The inputs of a run."""
+
+    folder: Path
+    split: Split | None
+    """None: nothing is to be quantized"""
+    lengths: tuple[int, ...]
+    """input lengths of production, tokens"""
+    hashes: dict[str, str]
+    stats: dict[str, tuple[int, int]]
+    """file -> (bytes, modification time) when it was hashed"""
+
+    def check_unchanged(self) -> None:
+        """Raise ModelProblem when a file of the model is no longer what it was when the run began."""
+        for name, known in self.stats.items():
+            path = self.folder / name
+            with file_errors(path):
+                if _stat(path) != known and hash_file(path) != self.hashes[name]:
+                    raise _changed(path)
+
+
+def gather_material(
+    request: Request, profile: Profile, plan: Plan, folder: Path, journal: Journal, prompts: int | None, progress: Progress
+) -> Material:
+    """Read, hash and split. prompts: to calibrate on, as the rule says. Raises ModelProblem when the model or the prompts changed since the run that is resumed began,
+    FileProblem and InputError for prompts that are none, NotPossible for want of memory."""
+    progress.say("inputs", f"hashing the files of {folder}")
+    hashes = hash_folder(folder)
+    stats = {name: _stat(folder / name) for name in hashes}
+    files = {str(path): hash_file(path) for path in (request.calibration, request.production) if path and path.is_file()}
+    _check_same(journal, request, folder, hashes, files)
+    if not quantizes(plan.deployment, profile):
+        return Material(folder, None, (), hashes, stats)
+    lengths = tuple(pair[0] for pair in profile.traffic.lengths) or (round(profile.traffic.isl.mean),)
+    split = _split(request, folder, request.prompts or prompts or PROMPTS, lengths)
+    kind = "awq" if plan.deployment.weights in ("int4_awq", "w4a8_awq", "int4_gptq") else "max"
+    longest = max(len(each) for each in (*split.calibration, *split.evaluation))
+    need = causal_model.check_memory(folder, kind, vocab=profile.model.vocab, tokens=longest)
+    progress.say(
+        "prompts",
+        f"{split.read} prompts read, {split.duplicates} doubles and {split.short} short ones dropped: {len(split.calibration)} calibrate, "
+        f"{len(split.evaluation)} judge, {len(split.reserve)} in reserve; about {need:.1f} GiB of memory needed",
+        calibration=len(split.calibration),
+        evaluation=len(split.evaluation),
+        reserve=len(split.reserve),
+        distance=split.distance,
+    )
+    return Material(folder, split, lengths, hashes, stats)
+
+
+def _split(request: Request, folder: Path, prompts: int, lengths: tuple[int, ...]) -> Split:
+    assert request.calibration is not None
+    tokenizer = causal_model.load_tokenizer(folder)
+
+    def tokenize(text: str) -> list[int]:
+        return list(tokenizer(text, truncation=True, max_length=request.tokens)["input_ids"])
+
+    texts = read_prompts(request.calibration, causal_model.chat_renderer(tokenizer, str(request.calibration)))
+    own = None
+    if request.production is not None:
+        own = read_prompts(request.production, causal_model.chat_renderer(tokenizer, str(request.production)))
+    return split_prompts(
+        texts,
+        own,
+        tokenize,
+        prompts=prompts,
+        held_out=request.held_out,
+        tokens=request.tokens,
+        lengths=lengths,
+        seed=request.seed,
+    )
+
+
+def _check_same(journal: Journal, request: Request, folder: Path, hashes: dict[str, str], prompts: dict[str, str]) -> None:
+    """Against what the journal says the run began with; the first time, say it."""
+    began = next((event for event in journal.events if event["event"] == "inputs"), None)
+    if began is None:
+        made_by = {"inference-advisor": __version__, **causal_model.versions()}
+        journal.record(
+            "inputs",
+            folder=str(folder.resolve()),
+            model=hashes,
+            prompts=prompts,
+            seed=request.seed,
+            versions=made_by,
+            command=list(request.arguments),
+        )
+        return
+    changed = sorted(name for name in {*began["model"], *hashes} if began["model"].get(name) != hashes.get(name))
+    if changed:
+        raise _changed(folder / changed[0])
+    if digest(sorted(began["prompts"].values())) != digest(sorted(prompts.values())) or began["seed"] != request.seed:
+        raise ModelProblem(
+            "the prompts or the seed are not those that this run began with",
+            where=str(journal.folder),
+            hint="give the same ones, or begin anew: remove that folder",
+        )
+
+
+def _changed(path: Path) -> ModelProblem:
+    return ModelProblem(
+        "the model changed since this run began",
+        where=str(path),
+        hint="put the file back and go on with --resume, or remove the work folder",
+    )
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,100 @@
+"""What is refused before any work: what the machine, ModelOpt's export or the engine cannot do, and folders in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advisor.errors import FileProblem, InputError, NoPlanFits, NotPossible
+from advisor.executor import causal_model, evaluation
+from advisor.executor.checkpoint import CACHE_ALGORITHMS, RENAMED, accepted_algorithms
+from advisor.executor.quantization import refuse_impossible
+from advisor.executor.request import Request
+from advisor.types import Deployment, Plan, Profile
+
+WRITES = {
+    "fp8": "FP8", "fp8_rowwise": "FP8_PER_CHANNEL_PER_TOKEN", "fp8_block": "FP8_PB_WO", "int8_sq": "W8A8_SQ_PER_CHANNEL",
+    "int8_wo": "W8A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_AWQ", "w4a8_awq": "W4A8_AWQ", "nvfp4": "NVFP4",
+}  # fmt: skip
+"""weight format -> the quant_algo that ModelOpt 0.47's export writes"""
+
+
+def check_request(request: Request, profile: Profile, plan: Plan) -> Path:
+    """The model's folder, after everything that can be refused without work was. Raises AdvisorErrors."""
+    if not plan.feasible:
+        raise NoPlanFits("there is nothing to apply: no plan satisfies the limits", hint="; ".join(plan.shortfall))
+    folder = Path(profile.model.folder) if profile.model.folder else None
+    if folder is None:
+        raise InputError(
+            f"{profile.model.name} is not on this machine",
+            where="--model",
+            hint="download it and give the folder with its files",
+        )
+    _check_folders(request)
+    if quantizes(plan.deployment, profile):
+        causal_model.require_libraries()
+        causal_model.check_folder(folder)
+        _check_metric(request, profile.goal.accuracy_metric)
+        _check_formats(plan.deployment, profile)
+        if request.calibration is None:
+            raise InputError(
+                "the plan quantizes, and there is nothing to calibrate on",
+                where="--calibration",
+                hint="give a JSONL file of prompts",
+            )
+    return folder
+
+
+def quantizes(deployment: Deployment, profile: Profile) -> bool:
+    """Whether the plan wants a checkpoint that the model is not already."""
+    quantized = profile.model.quantized
+    have = (quantized.weights if quantized else "bf16", (quantized.kv_cache if quantized else None) or "bf16")
+    return (deployment.weights, deployment.kv_cache) != have and (deployment.weights != "bf16" or deployment.kv_cache != "bf16")
+
+
+def _check_folders(request: Request) -> None:
+    if request.out.exists() and not request.work.exists():
+        raise FileProblem("the output folder is there already", where=str(request.out), hint="give another --out, or remove it")
+    if (request.work / "journal.jsonl").exists() and not request.resume:
+        raise FileProblem(
+            "a run was begun here and is not finished",
+            where=str(request.work),
+            hint="go on with --resume, or remove that folder",
+        )
+    if not request.out.parent.is_dir():
+        raise FileProblem("the folder to publish into has no parent", where=str(request.out.parent), hint="make it first")
+
+
+def _check_metric(request: Request, metric: str) -> None:
+    if metric == "command":
+        if not request.command:
+            raise InputError(
+                "--accuracy-metric command needs the command",
+                where="--score-command",
+                hint="for example 'python score.py {checkpoint}'",
+            )
+    elif metric not in evaluation.METRICS:
+        raise NotPossible(
+            f"{metric} is not measured by this program",
+            where="--accuracy-metric",
+            hint=f"{', '.join(evaluation.METRICS)}, or command with a script of yours that runs the task",
+        )
+
+
+def _check_formats(deployment: Deployment, profile: Profile) -> None:
+    import torch
+
+    refuse_impossible(deployment.weights, deployment.kv_cache, cuda=torch.cuda.is_available())
+    engine = profile.engine
+    word = WRITES.get(deployment.weights)
+    listed = accepted_algorithms(engine.name, engine.version)
+    named = RENAMED.get(word or "", word) if engine.name == "tensorrt-llm" else word
+    if named is not None and named not in listed:
+        raise NotPossible(
+            f"{engine.name} {engine.version} does not list {word}, which ModelOpt's export of {deployment.weights} says",
+            where=f"weights {deployment.weights}",
+            hint=f"it lists {', '.join(listed)}",
+        )
+    if deployment.kv_cache != "bf16" and deployment.kv_cache.upper() not in CACHE_ALGORITHMS.get(engine.name, ()):
+        raise NotPossible(
+            f"{engine.name} takes no {deployment.kv_cache} cache from a checkpoint", where="kv_cache", hint="plan for fp8"
+        )

@@ -1,0 +1,172 @@
+"""The output folder: put together beside its place, then renamed into it, so that it is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from advisor.executor import causal_model
+from advisor.executor.checkpoint import quantization_record
+from advisor.executor.journal import Journal, file_errors, hash_folder, sync_and_hash, sync_folder
+from advisor.executor.request import Outcome, Pages, Request
+from advisor.executor.site import CHECKPOINT
+from advisor.executor.trial import Trial
+from advisor.types import Change, Scalar
+
+COPIED = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE", "NOTICE",
+)  # fmt: skip
+"""of the model's own files, those that the export does not write"""
+
+
+def publish(
+    journal: Journal,
+    request: Request,
+    trial: Trial | None,
+    changes: tuple[Change, ...],
+    measured: dict[str, Scalar],
+    pages: Pages,
+    *,
+    passed: bool,
+    summary: str,
+) -> Outcome:
+    """Write everything and rename it into place; when the gate did not pass, the pages go into the work folder alone.
+
+    Raises FileProblem; then the output folder is not there and the run can be resumed.
+    """
+    outcome = Outcome(passed, changes, measured, summary, request.out if passed else request.work)
+    if not passed:
+        _write(request.work, pages(changes, measured, False))
+        journal.record("not published", summary=summary)
+        return outcome
+    staging = request.work / "staging"
+    inputs = next(event for event in journal.events if event["event"] == "inputs")
+    with file_errors(staging):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        shown = changes
+        if trial is not None:
+            final = str(request.out / CHECKPOINT)
+            shown = tuple(
+                one.model_copy(update={"artifact": final}) if one.artifact == str(trial.folder) else one for one in changes
+            )
+            model = Path(str(inputs["folder"])) if "folder" in inputs else None
+            _copy_checkpoint(trial, model, staging / CHECKPOINT)
+            card = model_card(trial, shown, inputs, request)
+            _write(staging / CHECKPOINT, {"README.md": card})
+        _write(staging, pages(shown, measured, True))
+        shutil.copyfile(journal.path, staging / "journal.jsonl")
+        for path in staging.rglob("*"):
+            if path.is_dir():
+                sync_folder(path)
+        hashes = hash_folder(staging)
+        journal.record("publishing", files=hashes, summary=summary)
+        sync_folder(staging)
+        staging.rename(request.out)
+        sync_folder(request.out.parent)
+    finish(journal, request.out)
+    return Outcome(True, shown, measured, summary, request.out)
+
+
+def was_published(journal: Journal, out: Path) -> bool:
+    """Whether an earlier run was stopped after the folder had been renamed into its place."""
+    return out.exists() and any(event["event"] == "publishing" for event in journal.events)
+
+
+def finish(journal: Journal, out: Path) -> Outcome:
+    """Remove the work folder of what is published."""
+    last = next(event for event in reversed(journal.events) if event["event"] == "publishing")
+    changes: tuple[Change, ...] = ()
+    measured: dict[str, Scalar] = {}
+    kept = out / "report.json"
+    if kept.exists():
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        changes = tuple(Change.model_validate(one) for one in content.get("changes", ()))
+    if (out / "measured.json").exists():
+        measured = json.loads((out / "measured.json").read_text(encoding="utf-8"))
+    shutil.rmtree(journal.folder, ignore_errors=True)
+    return Outcome(True, changes, measured, str(last["summary"]), out)
+
+
+def model_card(trial: Trial, changes: tuple[Change, ...], inputs: Mapping[str, Any], request: Request) -> str:
+    """A model card that says how the checkpoint was made and what it measured."""
+    record = quantization_record(trial.folder)
+    last = next(change for change in reversed(changes) if change.accuracy)
+    rows = [
+        f"| {one.what} | {one.metric} | {_figure(one.value)} | {_span(one.low, one.high)} | {one.samples} |"
+        for one in last.accuracy
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in inputs["versions"].items())
+    shards = [f"- `{name}` sha256 {value}" for name, value in inputs["model"].items() if name.endswith(".safetensors")]
+    command = " ".join(shlex.quote(word) for word in ("advise", *request.arguments))
+    lines = [
+        f"# {request.out.name}",
+        "",
+        "Made by `advise apply` with NVIDIA ModelOpt. transformers does not read this checkpoint: it loads it without an error",
+        "and computes nonsense. Serve it with an engine that reads ModelOpt's unified checkpoints.",
+        "",
+        "## How it was made",
+        "",
+        f"- scheme: {trial.scheme.name}",
+        f"- quant_algo {record.get('quant_algo')}, kv_cache_quant_algo {record.get('kv_cache_quant_algo')}, group size {record.get('group_size')}",
+        *[f"- {line}" for line in last.detail.splitlines()],
+        f"- seed {request.seed}; {versions}",
+        f"- command: `{command}`",
+        "- made from:",
+        *[f"  {line}" for line in shards],
+        *[f"- prompts: sha256 {value}" for value in inputs["prompts"].values()],
+        "",
+        "## What it measures",
+        "",
+        "On held-out prompts, against the unquantized model. The gate is judged on the exported files, decoded tensor by tensor.",
+        "",
+        "| what | metric | value | 95 % interval | tokens |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _copy_checkpoint(trial: Trial, model: Path | None, target: Path) -> None:
+    """The exported files (linked where the file system can) and those of the model that the export does not write."""
+    target.mkdir()
+    for path in sorted(trial.folder.iterdir()):
+        if path.is_file():
+            _link(path, target / path.name)
+    for name in COPIED if model is not None else ():
+        source = Path(str(model)) / name
+        if source.is_file() and not (target / name).exists():
+            shutil.copyfile(source, target / name)
+            sync_and_hash(target / name)
+    if model is not None and not (target / "tokenizer.json").exists():
+        causal_model.load_tokenizer(model).save_pretrained(str(target))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        sync_and_hash(target)
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    from advisor.library import write_whole
+
+    for name, text in files.items():
+        write_whole(folder / name, text)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{_figure(low)} to {_figure(high)}"

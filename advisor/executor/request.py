@@ -1,0 +1,82 @@
+"""What is asked of the executor, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from advisor.types import Change, Scalar
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `advise apply`."""
+
+    out: Path
+    """folder to publish into; it is made by the run and must not be there yet"""
+    calibration: Path | None = None
+    """JSONL of prompts to calibrate on"""
+    production: Path | None = None
+    """JSONL of production's own prompts, to judge by and to recalibrate on; None: the calibration prompts are production's"""
+    resume: bool = False
+    max_rounds: int = 6
+    max_seconds: float | None = None
+    """no round is begun after this time"""
+    seed: int = 0
+    prompts: int | None = None
+    """prompts to calibrate on; None: as many as the rule says"""
+    held_out: int = 64
+    """prompts to judge by, at most; the first half of them first"""
+    tokens: int = 512
+    """no prompt is longer"""
+    command: str | None = None
+    """scores a checkpoint: {checkpoint} is its folder, the last word printed the score"""
+    command_seconds: float = 3600.0
+    arguments: tuple[str, ...] = ()
+    """the command line that asked, for the model card"""
+
+    @property
+    def work(self) -> Path:
+        """The folder beside `out` in which the run works and keeps what it made."""
+        return self.out.parent / f"{self.out.name}.work"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What a fired rule wants done."""
+
+    rule: str
+    action: str
+    """recalibrate, mixed_precision, qat, distill"""
+    parameters: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the rules say about what was measured."""
+
+    remedies: tuple[Remedy, ...] = ()
+    """of the rules that fire, in the order in which the reasoner would have them"""
+    wanted: tuple[str, ...] = ()
+    """measured facts that a rule asked for and nobody has measured"""
+
+
+Ask = Callable[[Mapping[str, Scalar]], Answer]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    published: bool
+    changes: tuple[Change, ...]
+    measured: dict[str, Scalar]
+    summary: str
+    """one sentence"""
+    folder: Path
+    """where the report is: the output folder, or the work folder when nothing was published"""
+
+
+Pages = Callable[[tuple[Change, ...], Mapping[str, Scalar], bool], Mapping[str, str]]
+"""(changes, measured facts, published) -> the files to write beside the checkpoint: name -> text"""
