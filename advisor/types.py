@@ -289,6 +289,17 @@ class Engine(Value):
     """how the engine batches today; None: not known"""
 
 
+class Correction(Value):
+    """What earlier measurements on the same GPU, model and engine say of one figure of an estimate."""
+
+    factor: float
+    """measured over estimated, shrunk towards 1 by how few measurements there are"""
+    count: int
+    low: float
+    high: float
+    """least and largest of the single ratios"""
+
+
 class Profile(Value):
     """Everything the rules may ask about: the machine, the model, the traffic, the goal, and what was measured."""
 
@@ -299,6 +310,8 @@ class Profile(Value):
     engine: Engine = Engine()
     measured: dict[str, Scalar] = {}
     """measured facts, by the names of `advise facts` without the prefix "measured." """
+    corrections: dict[str, Correction] = {}
+    """figure of an Estimate (ttft_ms, itl_ms, output_tokens_per_s ...) -> its correction by the evidence of earlier runs"""
     sources: dict[str, str] = {}
     """fact ("gpu.bandwidth_gb_s") -> where it came from: nvml, config.json, safetensors, flag, default, trace, profiles/..."""
 

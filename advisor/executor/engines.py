@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from advisor.errors import AdvisorError, InputError
+from advisor.executor.cache import cache_folder
 from advisor.library import write_whole
 
 HOST = "127.0.0.1"
@@ -60,12 +61,6 @@ class Server:
     log: Path | None = None
     seconds: float | None = None
     """from the start until healthy"""
-
-
-def cache_folder() -> Path:
-    """Where this program keeps what may be deleted at any time: ADVISE_CACHE, else the user's cache folder."""
-    own = os.environ.get("ADVISE_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inference-advisor"
 
 
 def free_port() -> int:

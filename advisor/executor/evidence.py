@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.errors import FileProblem
-from advisor.executor.engines import cache_folder
-from advisor.types import Estimate
+from advisor.executor.cache import cache_folder
+from advisor.types import Correction
 
 if TYPE_CHECKING:
     import sqlite3
@@ -53,18 +53,6 @@ class Observation:
     low: float | None
     high: float | None
     client: str
-
-
-@dataclass(frozen=True)
-class Correction:
-    """Measured over predicted of one metric, shrunk towards 1 by how few there are."""
-
-    metric: str
-    factor: float
-    count: int
-    low: float
-    high: float
-    """of the single ratios"""
 
 
 def evidence_file(given: str | Path | None = None) -> Path:
@@ -117,7 +105,7 @@ def corrections(observations: Sequence[Observation]) -> dict[str, Correction]:
         if ratios:
             mean = statistics.fmean(math.log(ratio) for ratio in ratios)
             factor = math.exp(mean * len(ratios) / (len(ratios) + PRIOR))
-            found[metric] = Correction(metric, factor, len(ratios), min(ratios), max(ratios))
+            found[metric] = Correction(factor=factor, count=len(ratios), low=min(ratios), high=max(ratios))
     return found
 
 
@@ -126,30 +114,6 @@ def ratio_of(observation: Observation) -> float | None:
     if not observation.predicted or observation.predicted <= 0 or observation.measured <= 0:
         return None
     return observation.measured / observation.predicted
-
-
-def corrected(estimate: Estimate, found: dict[str, Correction]) -> Estimate:
-    """An estimate with its figures and ranges multiplied by the corrections, those marked as measured, and a note. Pure."""
-    changes: dict[str, object] = {}
-    ranges, basis = dict(estimate.range), dict(estimate.basis)
-    said = []
-    for metric, correction in found.items():
-        value = getattr(estimate, metric)
-        if value is None:
-            continue
-        for name in (metric, "output_tokens_per_s_per_gpu") if metric == "output_tokens_per_s" else (metric,):
-            number = getattr(estimate, name)
-            if number is not None:
-                changes[name] = number * correction.factor
-                basis[name] = "measured"
-            if name in ranges:
-                low, high = ranges[name]
-                ranges[name] = (low * correction.factor, high * correction.factor)
-        said.append(f"{metric} x {correction.factor:.3g} ({correction.count})")
-    if not changes:
-        return estimate
-    note = f"corrected by what was measured on this GPU with this model (factor, measurements): {', '.join(said)}"
-    return estimate.model_copy(update=changes | {"range": ranges, "basis": basis, "notes": (*estimate.notes, note)})
 
 
 def errors_so_far(observations: Sequence[Observation]) -> tuple[tuple[str, str, str, int, float, float], ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from advisor.errors import NotPossible
 from advisor.estimator.accuracy import expected_loss
+from advisor.estimator.correction import corrected
 from advisor.estimator.deployment import estimate
 from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layouts
@@ -32,6 +33,7 @@ class Search:
                 made = estimate(profile.model, profile.gpu, deployment, load_of(profile.traffic), profile.engine)
             except NotPossible:
                 return None
+            made = corrected(made, profile.corrections)
             self.estimates[key] = made.model_copy(update={"loss": _loss(profile, deployment)})
         return self.estimates[key]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from advisor.errors import NotPossible
 from advisor.estimator.batching import static_idle_share
+from advisor.estimator.correction import corrected
 from advisor.estimator.deployment import estimate
 from advisor.estimator.memory import kv_bytes, parts, sequence_bytes, weight_bytes
 from advisor.estimator.speculation import METHODS, Outlook, best
@@ -85,7 +86,8 @@ class Estimates:
         if key not in self._made:
             profile = self.profile
             try:
-                self._made[key] = estimate(profile.model, profile.gpu, deployment, load, profile.engine)
+                made = estimate(profile.model, profile.gpu, deployment, load, profile.engine)
+                self._made[key] = corrected(made, profile.corrections)
             except NotPossible:
                 self._made[key] = None
         return self._made[key]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from advisor.errors import NotPossible
+from advisor.estimator.correction import corrected
 from advisor.estimator.deployment import estimate
 from advisor.estimator.roofline import roofline_points
 from advisor.reasoner.baseline import load_of
@@ -75,7 +76,7 @@ def _axis(now: float, least: float, most: float, factors: Sequence[float]) -> tu
 
 def _estimate(profile: Profile, deployment: Deployment, load: Load) -> Estimate | None:
     try:
-        return estimate(profile.model, profile.gpu, deployment, load, profile.engine)
+        return corrected(estimate(profile.model, profile.gpu, deployment, load, profile.engine), profile.corrections)
     except NotPossible:
         return None
 
