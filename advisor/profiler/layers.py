@@ -237,6 +237,5 @@ def _moe_layers(config: Configuration, layers: int) -> Callable[[int], bool]:
     ) or 0  # fmt: skip
     last = config.number("moe_layer_end_index", low=-1)
     end = layers - 1 if last is None or last < 0 else last
-    if config.has("decoder_sparse_step", "moe_layer_frequency"):
-        return lambda index: index not in dense and first <= index <= end and (index + 1) % step == 0
-    return lambda index: index not in dense and first <= index <= end and (index - 0) % step == 0
+    from_one = config.has("decoder_sparse_step", "moe_layer_frequency", "moe_layer_interval")
+    return lambda index: index not in dense and first <= index <= end and (index + from_one) % step == 0

@@ -28,7 +28,10 @@ def read_model(name_or_path: str) -> tuple[Model, dict[str, str]]:
         raise UnknownName("model", name[:60], (), hint="give a folder, a name of profiles/models or a hub id")
     path = Path(os.path.expanduser(name))  # noqa: PTH111 (Path.expanduser raises for users that do not exist)
     if _exists(path):
-        return read_folder(path)
+        try:
+            return read_folder(path)
+        except OSError as error:
+            raise FileProblem(f"cannot be read: {error.strerror}", where=name, hint="check its permissions") from None
     if _looks_like_path(name):
         raise FileProblem("there is no such folder", where=name, hint="give the folder that holds config.json")
     known = find_known(name)
