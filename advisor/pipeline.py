@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from advisor import __version__
 from advisor.errors import InputError
-from advisor.types import Change, Engine, Finding, Goal, Gpu, Model, Objective, Plan, Policy, Profile, Report, Scalar, Traffic
+from advisor.types import (
+    Change,
+    Correction,
+    Engine,
+    Finding,
+    Goal,
+    Gpu,
+    Model,
+    Objective,
+    Plan,
+    Policy,
+    Profile,
+    Report,
+    Scalar,
+    Traffic,
+)
 
 if TYPE_CHECKING:
     from advisor.executor.progress import Progress
@@ -41,6 +56,7 @@ def profile(
     engine_version: str | None = None,
     batching: str | None = None,
     measured: str | None = None,
+    evidence: str | None = None,
 ) -> Profile:
     """Look at the machine, the model and the traffic. The arguments are the options of `advise`; raises InputError."""
     from advisor.profiler.model import read_model
@@ -51,20 +67,24 @@ def profile(
     found_traffic, traffic_sources, facts = find_traffic(traffic, isl=isl, osl=osl, concurrency=concurrency, rate=rate)
     if measured is not None:
         facts = facts | read_measured(Path(measured))
+    found_engine = Engine.model_validate(
+        {
+            "name": engine or DEFAULT_ENGINE,
+            "version": engine_version or DEFAULT_VERSIONS[engine or DEFAULT_ENGINE],
+            "batching": batching,
+        }
+    )
+    corrections, told = find_corrections(found_model, found_gpu, found_engine, evidence)
     return assemble(
         found_model,
         found_gpu,
         found_traffic,
         goal=_goal(objective or "throughput", ttft_ms, itl_ms, accuracy_budget_pct, accuracy_metric or "perplexity"),
-        engine=Engine.model_validate(
-            {
-                "name": engine or DEFAULT_ENGINE,
-                "version": engine_version or DEFAULT_VERSIONS[engine or DEFAULT_ENGINE],
-                "batching": batching,
-            }
-        ),
+        engine=found_engine,
         measured=facts,
+        corrections=corrections,
         sources=sources
+        | told
         | gpu_sources
         | traffic_sources
         | {
@@ -87,6 +107,7 @@ def assemble(
     goal: Goal | None = None,
     engine: Engine | None = None,
     measured: dict[str, Scalar] | None = None,
+    corrections: dict[str, Correction] | None = None,
     sources: dict[str, str] | None = None,
 ) -> Profile:
     """A Profile from its parts. Raises InputError when the traffic cannot be served by the model at all."""
@@ -104,6 +125,7 @@ def assemble(
         goal=goal or Goal(),
         engine=engine or Engine(),
         measured=measured or {},
+        corrections=corrections or {},
         sources=dict(sorted((sources or {}).items())),
     )
 
@@ -219,7 +241,9 @@ def check_supported(profile: Profile, plan: Plan) -> None:
         if found == "impossible":
             engine = f"{profile.engine.name} {profile.engine.version}"
             raise NotPossible(
-                f"{engine} cannot run {kind} in {word} on {profile.gpu.name}", where=source, hint="make the plan again for this machine"
+                f"{engine} cannot run {kind} in {word} on {profile.gpu.name}",
+                where=source,
+                hint="make the plan again for this machine",
             )
 
 
@@ -273,6 +297,22 @@ def facts() -> tuple[Fact, ...]:
     from advisor.reasoner.vocabulary import FACTS
 
     return tuple(FACTS.values())
+
+
+def find_corrections(
+    model: Model, gpu: Gpu, engine: Engine, evidence: str | None = None
+) -> tuple[dict[str, Correction], dict[str, str]]:
+    """How earlier measurements of this model on this GPU with this engine correct its estimates, and each one's source.
+
+    evidence: the file; else the user's own, where there is one; "none" for no corrections. Raises FileProblem.
+    """
+    from advisor.executor.evidence import corrections, evidence_file, read
+
+    if evidence == "none":
+        return {}, {}
+    path = evidence_file(evidence)
+    found = corrections(read(path, gpu=gpu.id or gpu.name, model=model.name, engine=engine.name))
+    return found, {f"corrections.{name}": f"{path}: {each.count} measured" for name, each in found.items()}
 
 
 def read_measured(path: Path) -> dict[str, Scalar]:

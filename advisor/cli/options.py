@@ -40,6 +40,9 @@ _QUESTION = (
     click.option("--engine", type=click.Choice(["tensorrt-llm", "vllm"]), help="The serving engine.  [default: tensorrt-llm]"),
     click.option("--engine-version", help="Version of the engine.", metavar="V"),
     click.option("--batching", type=click.Choice(["in-flight", "static"]), help="How the engine batches today, if you know."),
+    click.option(
+        "--evidence", help="Evidence file of earlier measurements that corrects the estimates, or none.", metavar="FILE"
+    ),
     click.option("--measured", type=click.Path(), help="Measured facts (JSON), as the executor writes them.", metavar="FILE"),
 )
 
