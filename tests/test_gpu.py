@@ -17,6 +17,7 @@ from advisor.profiler import catalogue
 from advisor.profiler.gpu import NVLINK_GB_S, PCIE_GB_S_PER_LANE, find_gpu, gpu_names, read_gpus
 
 TRUTH = Path(__file__).parents[1].parent / "shared" / "facts" / "truth" / "gpus.json"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "gpu" / "results" / "h200-2026-11-23.json"
 needs_truth = pytest.mark.skipif(not TRUTH.is_file(), reason="the collected facts are not beside this checkout")
 
 
@@ -362,3 +363,49 @@ def test_naming_a_gpu_reads_two_small_files_and_never_nvml(monkeypatch: pytest.M
     library.profile.cache_clear()
     find_gpu("h100")
     assert library.profile.cache_info().currsize == 2
+
+
+# ---------------------------------------------------------------- a real one
+
+
+def test_a_real_h200(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay(monkeypatch, "h200")
+    gpu, sources = read_gpus()
+    assert (gpu.id, gpu.count, gpu.sm, gpu.memory_gib, gpu.free_memory_gib) == ("h200-sxm-141gb", 1, 90, 140.4, 139.8)
+    assert (gpu.driver, gpu.cuda, gpu.mig, gpu.ecc, gpu.power_limit_w) == ("580.159.04", "13.0", False, True, 700)
+    assert (gpu.link, sources["gpu.link"]) == ("pcie", "nvml, PCIe 5.0 x16"), "its virtual machine shows no NVLink"
+    assert gpu.bandwidth_gb_s == 4800
+    assert not any("not read" in note for note in gpu.notes)
+
+
+def section(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["sections"][name]["result"]
+    return rows
+
+
+def test_the_measured_kernels_were_right_and_no_measurement_is_missing() -> None:
+    assert all(row["error"] < 0.01 for row in section("check"))
+    sections = json.loads(RESULTS.read_text())["sections"]
+    assert [name for name, part in sections.items() if "error" in part] == ["accuracy"], "stopped by its time limit"
+    for name, part in sections.items():
+        if isinstance(part["result"], list) and name != "check":
+            assert not [row for row in part["result"] if "error" in row], name
+
+
+def test_the_measured_figures_of_the_h200_are_those_of_the_results() -> None:
+    measured = facts_of("h200-sxm-141gb")["measured"]
+    gemm = [row for row in section("gemm") if "us" in row]
+    forms = {"bf16": "bf16", "fp8": "fp8", "int4_weight_only": "int4 triton"}
+    for name, form in forms.items():
+        rates = sorted(row["tflops"] for row in gemm if row["format"] == form and row["m"] >= 1024)
+        assert measured["gemm_tflops"][name] == round(rates[len(rates) // 2])
+        assert measured["gemm_best_tflops"][name] == round(max(row["tflops"] for row in gemm if row["format"] == form))
+    largest = {row["operation"]: row["gb_s"] for row in section("bandwidth")}
+    assert measured["read_gb_s"] == round(largest["read (Triton sum)"])
+    assert measured["write_gb_s"] == round(largest["write"])
+    attention = section("attention")
+    for cache, kernel in (("bf16", "bfloat16"), ("fp8", "float8_e4m3fn")):
+        assert measured["decode_attention_gb_s"][cache] == round(max(r["gb_s"] for r in attention if r["cache"] == kernel))
+    chain = {row["how"]: row["us"] for row in section("launches") if row["what"].startswith("torch")}
+    assert measured["launch_us"]["from_the_host"] == round(chain["from the host"], 2)
+    assert measured["launch_us"]["cuda_graph"] == round(chain["CUDA graph"], 2)

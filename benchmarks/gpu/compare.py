@@ -1,0 +1,192 @@
+"""Sets a results file of measure.py beside what the advisor's estimator predicts for the same operations and steps.
+
+    python compare.py results/h200-2026-11-23.json [--gpu h200-sxm-141gb] [--json]
+
+Predictions use the fitted constants of the GPU (profiles/constants). Single operations: without the factors of any engine
+release. Whole steps: the GPU's part of the estimator's step under TensorRT-LLM 1.2.1, without host time. Errors are of
+predicted against measured: mean absolute, mean signed, worst.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from layers import LAYERS
+
+from advisor.estimator.attention import attention
+from advisor.estimator.constants import Constants, constants_of
+from advisor.estimator.engines import Runtime, runtime
+from advisor.estimator.gemm import gemm
+from advisor.estimator.shapes import bits_per_element
+from advisor.estimator.step_time import step_time
+from advisor.profiler.gpu import find_gpu
+from advisor.profiler.model import read_model
+from advisor.types import Deployment, Engine, Model
+
+MODELS = {"8b": "meta-llama/Llama-3.1-8B", "70b": "meta-llama/Llama-3.1-70B"}
+FORMATS = {"bf16": "bf16", "fp8": "fp8", "int4": "int4_awq"}
+Pair = tuple[float, float]
+"""measured, predicted"""
+
+
+def bare() -> Runtime:
+    """An engine whose kernels are those of the tables, and that costs nothing."""
+    plain = runtime("tensorrt-llm", "1.2.1", "x86")
+    ones = {
+        name: 1.0
+        for name in Runtime._fields
+        if name in ("launch", "decode", "prefill") or (name.startswith(("gemm", "moe")) and not name.endswith("_us"))
+    }
+    zeros = {name: 0.0 for name in Runtime._fields if name in ("sequence_us", "waiting_us", "step_us")}
+    return plain._replace(**ones, **zeros)
+
+
+def by_shape(data: dict[str, Any], constants: Constants, host: Runtime) -> Iterable[tuple[str, Pair]]:
+    """GEMMs: each layer's time, by format and part of the range of M."""
+    best: dict[tuple[str, str, int, str], float] = {}
+    for row in data["gemm"]["result"]:
+        if "us" in row:
+            key = (row["model"], row["layer"], row["m"], row["format"].split()[0])
+            best[key] = min(best.get(key, math.inf), row["us"])
+    for (model, layer, m, form), measured in best.items():
+        k, n = LAYERS[model][layer]
+        weights: Any = FORMATS[form]
+        predicted = gemm(constants, host, weights, k, n, bits_per_element(weights)).seconds(m) * 1e6
+        span = "M 1-64" if m <= 64 else "M 128-512" if m <= 512 else "M 1024-8192"
+        yield f"GEMM {form}, {span}", (measured, predicted)
+
+
+def by_context(
+    data: dict[str, Any], constants: Constants, host: Runtime, models: dict[str, Model]
+) -> Iterable[tuple[str, Pair]]:
+    """Attention of one layer: decode over batch and context (the faster kernel), prefill over length."""
+    best: dict[tuple[str, int, int, int], float] = {}
+    for row in data["attention"]["result"]:
+        if "us" in row:
+            cache = "fp8" if row["cache"].startswith("float8") else "bf16"
+            key = (cache, row["heads"], row["batch"], row["context"])
+            best[key] = min(best.get(key, math.inf), row["us"])
+    for (cache, heads, batch, context), measured in best.items():
+        kv: Any = cache
+        op = attention(constants, host, models["8b" if heads == 32 else "70b"], kv, 1, math.inf)
+        size = batch * context
+        span = "up to 16k cached tokens" if size <= 16384 else "more"
+        yield f"decode attention {cache}, {span}", (measured, op.decode(batch, context) * 1e6)
+    for row in data["prefill_attention"]["result"]:
+        op = attention(constants, host, models["8b" if row["heads"] == 32 else "70b"], "bf16", 1, math.inf)
+        yield "prefill attention bf16", (row["us"], op.prefill(row["length"], row["length"]) * 1e6)
+
+
+def whole_steps(data: dict[str, Any], constants: Constants, models: dict[str, Model]) -> Iterable[tuple[str, Pair]]:
+    """Decode steps and prefills, the GPU's part of the estimator's step under TensorRT-LLM 1.2.1."""
+    for row in data["decode"]["result"]:
+        if "ms" in row and "how" not in row:
+            deployment = Deployment(weights=FORMATS[row["weights"]], kv_cache=row["kv_cache"])
+            parts = step_time(constants, models[row["model"]], deployment, Engine()).parts(row["batch"], row["context"], 0, 1)
+            yield f"decode step {row['model']} {row['weights']}, {row['kv_cache']} cache", (row["ms"], parts.gpu * 1e3)
+    for row in data["prefill"]["result"]:
+        if "ms" in row:
+            deployment = Deployment(weights=FORMATS[row["weights"]], kv_cache="bf16")
+            parts = step_time(constants, models[row["model"]], deployment, Engine()).parts(0, 1, row["length"], row["length"])
+            yield f"prefill {row['model']} {row['weights']}", (row["ms"], parts.gpu * 1e3)
+
+
+def verification(data: dict[str, Any], constants: Constants, models: dict[str, Model]) -> Iterable[tuple[str, Pair]]:
+    """What verifying several tokens costs relative to one: the ratio that decides speculation's break-even."""
+    one = {(r["model"], r["batch"]): r["ms"] for r in data["verify"]["result"] if r["tokens_per_sequence"] == 1}
+    for row in data["verify"]["result"]:
+        number = row["tokens_per_sequence"]
+        if number == 1:
+            continue
+        step = step_time(constants, models[row["model"]], Deployment(weights="fp8", kv_cache="fp8"), Engine())
+        base = step.parts(row["batch"], row["context"], 0, 1)
+        wide = step.parts(row["batch"] * number, row["context"], 0, 1)
+        predicted = (wide.gpu - wide.attention + base.attention) / base.gpu
+        yield f"verification cost ratio {row['model']}", (row["ms"] / one[row["model"], row["batch"]], predicted)
+
+
+def crossovers(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The M at which a layer's INT4 GEMMs take as long as bf16's and fp8's, by log-log interpolation; None: never faster."""
+    sums: dict[tuple[str, str], dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    best: dict[tuple[str, str, int, str], float] = {}
+    for row in data["gemm"]["result"]:
+        if "us" in row:
+            key = (row["model"], row["layer"], row["m"], row["format"].split()[0])
+            best[key] = min(best.get(key, math.inf), row["us"])
+    for (model, _, m, form), us in best.items():
+        sums[model, form][m] += us
+    found = []
+    for model in sorted({model for model, _ in sums}):
+        for other in ("bf16", "fp8"):
+            ratio = {m: sums[model, other][m] / sums[model, "int4"][m] for m in sorted(sums[model, "int4"])}
+            at: float | None = None
+            points = sorted(ratio.items())
+            for (m0, r0), (m1, r1) in pairwise(points):
+                if r0 >= 1 > r1:
+                    at = round(m0 * (m1 / m0) ** (math.log(r0) / math.log(r0 / r1)), 1)
+            gains = {m: round(ratio[m], 2) for m in (1, 8, 32, 64, 128, 512) if m in ratio}
+            found.append({"model": model, "int4 against": other, "crossover_m": at, "int4_gain_at_m": gains})
+    return found
+
+
+def summary(pairs: Iterable[tuple[str, Pair]]) -> dict[str, dict[str, float]]:
+    """Group -> number, mean absolute, mean signed and worst error in percent."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for group, (measured, predicted) in pairs:
+        groups[group].append(100 * (predicted / measured - 1))
+    return {
+        group: {
+            "points": len(errors),
+            "mean_abs_pct": round(sum(map(abs, errors)) / len(errors), 1),
+            "bias_pct": round(sum(errors) / len(errors), 1),
+            "worst_pct": round(max(errors, key=abs), 1),
+        }
+        for group, errors in groups.items()
+    }
+
+
+def compare(path: Path, gpu_name: str) -> dict[str, Any]:
+    """All groups' errors and the crossovers of one results file."""
+    data = json.loads(path.read_text())["sections"]
+    gpu = find_gpu(gpu_name)[0]
+    constants = constants_of(gpu)
+    assert constants is not None
+    models = {short: read_model(name)[0] for short, name in MODELS.items()}
+    host = bare()
+    pairs = [
+        *by_shape(data, constants, host),
+        *by_context(data, constants, host, models),
+        *whole_steps(data, constants, models),
+        *verification(data, constants, models),
+    ]
+    return {"groups": summary(pairs), "crossovers": crossovers(data)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--gpu", default="h200-sxm-141gb")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    found = compare(options.results, options.gpu)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    print("| group | points | mean abs. error | bias | worst |\n|---|---:|---:|---:|---:|")
+    for group, e in found["groups"].items():
+        print(f"| {group} | {e['points']} | {e['mean_abs_pct']} % | {e['bias_pct']:+} % | {e['worst_pct']:+} % |")
+    for row in found["crossovers"]:
+        print(row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
