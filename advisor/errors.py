@@ -42,7 +42,12 @@ class AdvisorError(Exception):
             lines.append(f"where: {self.where}")
         if self.hint:
             lines.append(f"next:  {self.hint}")
-        return "\n".join(lines)
+        return _visible("\n".join(lines))
+
+
+def _visible(text: str) -> str:
+    """Names and paths are shown as given, but what would move a terminal's cursor or turn its text around is escaped."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text)
 
 
 class InputError(AdvisorError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor import __version__
-from advisor.errors import InputError
+from advisor.errors import InputError, UnknownName
 from advisor.types import (
     Change,
     Correction,
@@ -62,6 +62,7 @@ def profile(
     from advisor.profiler.model import read_model
 
     limits = {"ttft_ms": ttft_ms, "itl_ms": itl_ms, "accuracy_budget_pct": accuracy_budget_pct}
+    _check_version(engine_version)
     found_model, sources = read_model(model)
     found_gpu, gpu_sources = find_gpus(gpu, gpus)
     found_traffic, traffic_sources, facts = find_traffic(traffic, isl=isl, osl=osl, concurrency=concurrency, rate=rate)
@@ -364,7 +365,7 @@ def find_traffic(name: str | None, **flags: Any) -> tuple[Traffic, dict[str, str
     if name is not None and (name.startswith(("http://", "https://")) or is_metrics(Path(name))):
         traffic, sources, measured = read_metrics(name)
     else:
-        traffic, sources = read_traffic(name or DEFAULT_TRAFFIC)
+        traffic, sources = read_traffic(DEFAULT_TRAFFIC if name is None else name)
     if name is None:
         sources = {fact: f"default: {source}" for fact, source in sources.items()}
     if any(value is not None for value in flags.values()):
@@ -372,8 +373,22 @@ def find_traffic(name: str | None, **flags: Any) -> tuple[Traffic, dict[str, str
     return traffic, sources, measured
 
 
+def _check_version(version: str | None) -> None:
+    from advisor.reasoner.support import parse_version
+
+    if version is not None and parse_version(version) is None:
+        raise InputError(f"{version!r} is not a version", where="--engine-version", hint="numbers with dots, for example 1.2.1")
+
+
+METRICS = ("perplexity", "kl", "top1", "command")
+
+
 def _goal(objective: Objective, ttft_ms: float | None, itl_ms: float | None, budget: float | None, metric: str) -> Goal:
     for flag, value in (("--ttft-ms", ttft_ms), ("--itl-ms", itl_ms)):
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"a limit of {value} ms cannot be kept", where=flag, hint="give a number of milliseconds above 0")
+    if metric not in METRICS and not metric.startswith("task:"):
+        raise UnknownName(
+            "accuracy metric", metric, METRICS, where="--accuracy-metric", hint=f"{', '.join(METRICS)} or task:NAME"
+        )
     return Goal(objective=objective, ttft_ms=ttft_ms, itl_ms=itl_ms, accuracy_budget_pct=budget, accuracy_metric=metric)

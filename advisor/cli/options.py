@@ -18,7 +18,7 @@ FORMATS = ("text", "json", "markdown", "html")
 _QUESTION = (
     click.option("--model", help="A local folder, a known name (profiles/models) or a hub id.", metavar="MODEL"),
     click.option("--gpu", help="A GPU of profiles/gpus, or a short name. Left out: this machine's GPUs.", metavar="GPU"),
-    click.option("--gpus", type=click.IntRange(1), help="How many GPUs.", metavar="N"),
+    click.option("--gpus", type=click.IntRange(1, 4096), help="How many GPUs.", metavar="N"),
     click.option(
         "--traffic", help="A named shape (chat, rag, ...), a trace file, a /metrics text or URL.", metavar="NAME|FILE"
     ),

@@ -39,6 +39,8 @@ def check_measured(measured: Mapping[str, Scalar], *, where: str = "measured") -
         if name not in known:
             raise UnknownName("measured fact", name, known, where=where, hint="`advise facts` lists them all")
         problem = misfit(FACTS[f"measured.{name}"], value)
+        if not problem and isinstance(value, float) and not math.isfinite(value):
+            problem = f"measured.{name} is {value}: nothing can have measured that"
         if problem:
             raise InputError(problem, where=where, hint=f"{name}: {FACTS[f'measured.{name}'].doc}")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import date
+from os.path import isdir
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ class Overlay(NamedTuple):
 
 def read_overlay(folder: Path, shipped: Iterable[str], today: date) -> Overlay:
     """An overlay folder; everything that is wrong with it is in the result's problems. Raises FileProblem without a folder."""
-    if not folder.is_dir():
+    if not isdir(folder):  # noqa: PTH112 (Path.is_dir raises for a name too long)
         raise FileProblem("this is not a folder of rules", where=str(folder), hint="give a folder with overlay.yaml or rules")
     files = read_folder(folder, str(folder))
     known = set(shipped)
