@@ -2,14 +2,21 @@
 
 advise(profile)   judge a Profile by the rules: a Report          profile(model, gpu=...)   look at machine, model and traffic
 predict(points)   Estimates of deployments, one a Point           errors, types             what goes in and out
+check(report, profile)   does advice still hold for the facts of today
+Every error that a caller can act on is an errors.AdvisorError. docs/api.py shows them all.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advisor.freshness import check
+    from advisor.pipeline import advise, profile
+    from advisor.prediction import predict
 
 __version__ = "0.1.0"
-__all__ = ["advise", "predict", "profile"]
+__all__ = ["advise", "check", "predict", "profile"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from advisor.prediction import predict
 
         return predict
+    if name == "check":
+        from advisor.freshness import check
+
+        return check
     raise AttributeError(f"module 'advisor' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from advisor.errors import NoPlanFits
 from advisor.reasoner.candidates import LAYOUT, Option, fired_options
 from advisor.reasoner.choice import aim, violations, worth
 from advisor.reasoner.decision import Decision, Search, decide
-from advisor.reasoner.policing import broken_fields, loosened, option_ban, place, rule_ban
+from advisor.reasoner.policing import GIVEN, broken_fields, loosened, option_ban, place, rule_ban
 from advisor.reasoner.rejection import compare, describe
 from advisor.reasoner.rulebook import Rulebook
 from advisor.types import Finding, Policy, Profile, Rejection
@@ -106,7 +106,7 @@ def cost_of_policy(asked: Asked, decision: Decision) -> tuple[str, ...]:
     if free is None or not _is_outside(asked, free):
         return ()
     figures = compare(free.chosen.estimate, decision.chosen.estimate, asked.profile, judged=False)
-    return (f"Without the policy {asked.policy.file} the plan would be {describe(free.chosen.deployment)}: {figures}.",)
+    return (f"Without the policy {asked.policy.file or GIVEN} the plan would be {describe(free.chosen.deployment)}: {figures}.",)
 
 
 def _is_outside(asked: Asked, free: Decision) -> bool:

@@ -12,6 +12,8 @@ from advisor.reasoner.candidates import LAYOUT, Option
 from advisor.types import Deployment, Fallback, Goal, ModelBudget, Override, Policy, Profile, Rule, Scalar, Speculation
 
 GIB = 2.0**30
+GIVEN = "given as a value"
+"""where a policy without a file stands"""
 TRAINS = ("qat", "qad", "distill")
 _PARTS = re.compile(r"(\d+)")
 
@@ -27,7 +29,9 @@ def govern(profile: Profile, policy: Policy) -> Profile:
         patterns = policy.engines.get(engine.name)
         if patterns is None:
             allowed = ", ".join(policy.engines)
-            raise PolicyProblem(f"{engine.name} is not an engine of the policy", where=policy.file, hint=f"allowed: {allowed}")
+            raise PolicyProblem(
+                f"{engine.name} is not an engine of the policy", where=policy.file or GIVEN, hint=f"allowed: {allowed}"
+            )
         if not version_allowed(engine.version, patterns):
             exact = [one for one in patterns if not set(one) & set("*<>=")]
             if not exact or not sources.get("engine.version", "").startswith("default"):
@@ -102,7 +106,7 @@ def rule_ban(rule: str, policy: Policy) -> str:
         if fnmatchcase(rule, pattern):
             return f"{place(policy, f'forbid {pattern}')} (forbid: {pattern})"
     if policy.allow and not any(fnmatchcase(rule, pattern) for pattern in policy.allow):
-        return f"{policy.file} (allow has no pattern that matches it)"
+        return f"{policy.file or GIVEN} (allow has no pattern that matches it)"
     return ""
 
 
@@ -164,7 +168,7 @@ def _shown(values: tuple[Scalar, ...], field: str) -> str:
 def place(policy: Policy, key: str) -> str:
     """The file and line of a key of the policy."""
     line = policy.lines.get(key)
-    return f"{policy.file}:{line}" if line else policy.file
+    return f"{policy.file}:{line}" if line else policy.file or GIVEN
 
 
 def loosened(policy: Policy, option: Option) -> Policy:
@@ -192,7 +196,7 @@ def nothing_allowed(profile: Profile, policy: Policy) -> NoPlanFits:
     broken = "; ".join(broken_fields(baseline_deployment(profile), policy))
     return NoPlanFits(
         f"the policy allows no way to serve {profile.model.name} on {profile.gpu.count} x {profile.gpu.name}",
-        where=broken or policy.file,
+        where=broken or policy.file or GIVEN,
         hint="no rule that fires leads to what the policy allows: allow another value there, or take another checkpoint",
     )
 
