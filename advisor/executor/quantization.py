@@ -222,10 +222,8 @@ def _wide_entries(scheme: Scheme, modules: set[str]) -> list[dict[str, Any]]:
         preset = copy.deepcopy(mtq.FP8_DEFAULT_CFG["quant_cfg"])
         cfg = next(one["cfg"] for one in preset if one["quantizer_name"] == "*weight_quantizer")
         for pattern in scheme.wide_fp8:
-            stem = _quantizers(pattern, modules).removesuffix("*")
-            entries += [
-                {"quantizer_name": f"{stem}{kind}_quantizer", "cfg": copy.deepcopy(cfg)} for kind in ("weight", "input")
-            ]
+            stem = f"{pattern}." if pattern in modules else f"{pattern.rstrip('*')}*"
+            entries += [{"quantizer_name": f"{stem}{kind}_quantizer", "cfg": copy.deepcopy(cfg)} for kind in ("weight", "input")]
     return entries + [
         {"quantizer_name": _quantizers(pattern, modules), "enable": False} for pattern in (*ALWAYS_WIDE, *scheme.wide)
     ]
