@@ -29,7 +29,7 @@ ALLOWED = {
     "measurement": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", ""},
     "cli": FOUNDATION
     | {"measurement", "pipeline", "prediction", "report", "profiler", "freshness", "rounds", "served", "sweep", ""},
-    "": FOUNDATION | {"pipeline", "prediction"},
+    "": FOUNDATION | {"pipeline", "prediction", "freshness"},
 }
 FOREIGN = {
     "pynvml": 1,
