@@ -9,7 +9,7 @@ from advisor.estimator.accuracy import expected_loss
 from advisor.estimator.correction import corrected
 from advisor.estimator.deployment import estimate
 from advisor.reasoner.baseline import baseline_deployment, load_of
-from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layouts
+from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
 from advisor.reasoner.choice import Tried, aim, choose, violations, worth
 from advisor.reasoner.drafts import fill_speculation
 from advisor.reasoner.policing import broken_fields, nothing_allowed, option_ban
@@ -90,14 +90,15 @@ def decide(
     if policy is not None:
         fired = tuple(option for option in fired if not option_ban(option, policy, profile))
     spread = layouts(profile.model, profile.gpu, baseline, fired, spare=profile.goal.objective == "cost")
+    spread = tuple(dict.fromkeys((*spread, layout_of(baseline))))
     alone = Tried(Candidate(baseline, ()), first)
     plain = tuple(option for option in fired if "speculation" not in option.changes)
-    tried = _permitted([*search.try_all(baseline, plain, spread), alone], policy)
+    tried = _permitted(search.try_all(baseline, plain, spread) or [alone], policy)
     if policy is not None and not tried:
         raise nothing_allowed(profile, policy)
     chosen, feasible = choose(tried, aim(profile))
     options = fill_speculation(profile, chosen.deployment, fired)
-    tried = _permitted([*search.try_all(baseline, options, spread), alone], policy)
+    tried = _permitted(search.try_all(baseline, options, spread) or [alone], policy)
     chosen, feasible = choose(tried, aim(profile))
     chosen = _without_useless_switches(chosen, options, search, policy)
     return Decision(alone, chosen, feasible, tuple(tried), options)

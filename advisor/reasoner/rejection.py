@@ -159,7 +159,7 @@ def compare(with_it: Estimate | None, plan: Estimate, profile: Profile, *, judge
 def _judgement(theirs: float, ours: float) -> list[str]:
     """Why the plan stands against a remedy whose figures are not worse."""
     if theirs * (1 - TIE) > ours:
-        return ["faster by the estimate alone, which is not enough to take it unasked"]
+        return ["faster by the estimate alone: its rule does not call for it at this load"]
     tied = theirs >= ours * (1 - TIE)
     return ["no better within the estimator's error, so the simpler or less lossy one is taken"] if tied else []
 
@@ -225,8 +225,9 @@ def verdict_sentence(profile: Profile, before: Estimate, chosen: Tried, steps: S
     figures = [f"{show(after.output_tokens_per_s)} output tokens/s"]
     if before.fits and before.output_tokens_per_s and after.output_tokens_per_s:
         times = after.output_tokens_per_s / before.output_tokens_per_s
-        fixed = aim(profile) != profile.goal and abs(times - 1) < NOTHING
-        figures[0] += " (as many as arrive)" if fixed else f" ({times:.2f} x today's {show(before.output_tokens_per_s)})"
+        same = "as many as arrive" if aim(profile) != profile.goal else "as today"
+        more = f"{times:.2f} x today's {show(before.output_tokens_per_s)}"
+        figures[0] += f" ({same if abs(times - 1) < NOTHING else more})"
     elif not before.fits:
         figures[0] += " (today's form does not fit)"
     if after.itl_ms is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from advisor.reasoner.choice import Tried, violations
+from advisor.reasoner.choice import Tried, keeps_up, violations
 from advisor.reasoner.rejection import show
 from advisor.types import Estimate, Goal, Profile
 
@@ -14,6 +14,7 @@ LIMITS = (
     ("ITL", "itl_ms", "itl_ms", "ms"),
     ("accuracy loss", "accuracy", "accuracy_budget_pct", "%"),
 )
+MOST_GPUS = 4096
 Nearest = Callable[[Profile], tuple[Tried, bool] | None]
 
 
@@ -21,7 +22,7 @@ def find_shortfall(profile: Profile, chosen: Tried, nearest: Nearest) -> tuple[s
     """One sentence for each change that would make a plan fit; `nearest` decides a changed profile."""
     estimate = chosen.estimate
     said = [f"the nearest plan breaks: {_broken(chosen, profile)}"]
-    said += _more_gpus(profile, nearest)
+    said += _more_gpus(profile, estimate, nearest)
     if not estimate.fits:
         memory = estimate.memory_gib
         said.append(f"GPUs with at least {memory.total:.0f} GiB each ({memory.capacity:.0f} GiB now) would hold it")
@@ -58,9 +59,13 @@ def _rate_served(estimate: Estimate, profile: Profile) -> float:
     return (estimate.output_tokens_per_s or 0.0) / max(profile.traffic.osl.mean, 1.0)
 
 
-def _more_gpus(profile: Profile, nearest: Nearest) -> list[str]:
-    for count in (2, 4, 8, 16):
-        if count <= profile.gpu.count:
+def _more_gpus(profile: Profile, estimate: Estimate, nearest: Nearest) -> list[str]:
+    served = _rate_served(estimate, profile)
+    enough = (
+        () if keeps_up(estimate) or not served else (math.ceil(1.1 * profile.gpu.count * (profile.traffic.rate or 0) / served),)
+    )
+    for count in (2, 4, 8, 16, *enough):
+        if not profile.gpu.count < count <= MOST_GPUS:
             continue
         found = nearest(profile.model_copy(update={"gpu": profile.gpu.model_copy(update={"count": count})}))
         if found is not None and found[1]:
