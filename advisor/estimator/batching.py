@@ -28,6 +28,8 @@ class Flow(NamedTuple):
     """share of the steps that carry a prompt"""
     chunks: float = 1.0
     """steps that one prompt takes"""
+    alone: float = 0.0
+    """seconds of a prompt's prefill with nothing beside it"""
 
 
 def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: float) -> Flow:
@@ -51,8 +53,9 @@ def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: flo
         mixed = step.step(decoding, context, chunk, isl)
         mean = plain + (mixed - plain) * flow / chunk
     chunks = float(math.ceil(isl / chunk))
-    first = max(step.prompt(isl), mixed * chunks)
-    return Flow(sequences, mean, decoding / mean, first, min(1.0, flow / chunk), chunks)
+    alone = step.prompt(isl)
+    first = max(alone, mixed * chunks)
+    return Flow(sequences, mean, decoding / mean, first, min(1.0, flow / chunk), chunks, alone)
 
 
 def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:

@@ -9,11 +9,12 @@ from advisor.errors import NotPossible
 from advisor.estimator import batching
 from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
-from advisor.estimator.drafting import draft_weight_bytes, speculating
+from advisor.estimator.drafting import Speculating, draft_weight_bytes, speculating
 from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, open_loop
+from advisor.estimator.intervals import ranges
 from advisor.estimator.memory import GIB, Parts, most_sequences, parts, ranks, sequence_bytes
-from advisor.estimator.step_time import StepParts, step_time
+from advisor.estimator.step_time import StepParts, StepTime, step_time
 from advisor.types import Basis, Bound, BoundBy, Deployment, Engine, Estimate, Gpu, Load, Memory, Model
 
 DEFAULT_TOKENS = 8192
@@ -60,7 +61,7 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
         return _only_memory(memory, load, most, limit, notes)
     flow, first = _flow(ready, step, deployment, load, limit, notes)
-    return _assemble(ready, step, deployment, load, flow, first, most, notes)
+    return _assemble(ready, step, deployment, load, flow, first, most, engine, notes)
 
 
 def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:
@@ -261,6 +262,7 @@ def _assemble(
     flow: batching.Flow,
     first: FirstToken | None,
     most: int | None,
+    engine: Engine,
     notes: list[str],
 ) -> Estimate:
     assert ready.constants is not None
@@ -284,26 +286,35 @@ def _assemble(
     return Estimate.model_construct(
         memory_gib=_memory(ready.memory, load, math.ceil(flow.sequences / width)), fits=ready.memory.cache is not None,
         max_concurrency=most, concurrency=flow.sequences * replicas, bound_by=_bounds(step, load, flow),
-        basis=basis, range={}, notes=tuple(notes), **numbers,
+        basis=basis, range=ranges(known, ready.model, ready.constants, deployment.weights, engine, load),
+        notes=tuple(notes), **numbers,
     )  # fmt: skip
 
 
 def _bounds(step: Steps, load: Load, flow: batching.Flow) -> BoundBy:
-    isl = max(1.0, load.isl)
-    decode = step.parts(flow.sequences / step.stages, isl + load.osl / 2, 0.0, 1.0)
+    isl, sequences = max(1.0, load.isl), flow.sequences / step.stages
+    decode = step.parts(sequences, isl + load.osl / 2, 0.0, 1.0)
     prefill = step.parts(0.0, 1.0, isl * step.width, isl)
-    double = step.parts(2 * flow.sequences / step.stages, isl + load.osl / 2, 0.0, 1.0)
+    times = step.plain if isinstance(step, Speculating) else step
+    drafted = step.draft_len + 1 if isinstance(step, Speculating) else 1
     return BoundBy.model_construct(
-        prefill=_bound(prefill, True),
-        decode=_bound(decode, double.gemm + double.experts > 1.5 * (decode.gemm + decode.experts)),
+        prefill=_bound(prefill, _multiplies(times, isl * step.width, isl)),
+        decode=_bound(decode, _multiplies(times, sequences * drafted, sequences * drafted / step.width)),
     )
 
 
-def _bound(part: StepParts, linear: bool) -> Bound:
-    """The largest share; multiplications whose time grows with the rows are compute-bound, else they wait for memory."""
+def _multiplies(step: StepTime, tokens: float, rows: float) -> bool:
+    """Whether the multiplications of a step of so many tokens wait for arithmetic rather than for weights."""
+    if step.moe is not None:
+        return step.moe.is_compute_bound(tokens)
+    return bool(step.dense) and step.dense[0][0].is_compute_bound(rows)
+
+
+def _bound(part: StepParts, multiplies: bool) -> Bound:
+    """What the largest share of the step waits for."""
     work = part.gemm + part.experts
     if part.network >= max(work + part.attention, part.host):
         return "network"
     if part.host >= max(work + part.attention, part.network):
         return "overhead"
-    return "compute" if linear and work >= 0.5 * (work + part.attention) else "memory"
+    return "compute" if multiplies and work >= 0.5 * (work + part.attention) else "memory"

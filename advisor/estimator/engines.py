@@ -1,7 +1,8 @@
 """What a serving engine adds to the GPU's own work, by release: host time, gaps between kernels, memory it keeps.
 
 Data: profiles/constants/_engines.yaml, fitted by benchmarks/fit.py on published measurements, in cross-validation by
-whole groups (docs/accuracy.md). A release takes the last entry whose `from` it reaches.
+whole groups (docs/accuracy.md). A release takes the last entry whose `from` it reaches,
+a version without a number (a development build) the newest.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 from advisor import library
 from advisor.estimator.shapes import WEIGHT_BITS
 from advisor.types import Engine, WeightFormat
+
+NEWEST = (9999,)
 
 
 class Runtime(NamedTuple):
@@ -54,8 +57,6 @@ class Runtime(NamedTuple):
     eager_mla_us: float
     """launching a layer's kernels one by one, and what experts and latent attention add: a step with prompts, which runs
     without CUDA graphs, cannot be faster than its launches"""
-    dp_prefill: float
-    """attention-DP: part of a step's prompt work that the other ranks wait for, 0 to 1"""
     window_attention: bool
     """whether sliding-window layers attend only to their window"""
     window_cache: bool
@@ -145,4 +146,4 @@ def runtime_of(engine: Engine, gpu: str | None) -> Runtime:
 
 def _number(version: str) -> tuple[int, ...]:
     found = re.match(r"\d+(?:\.\d+)*", version.strip())
-    return tuple(int(part) for part in found.group().split(".")) if found else (0,)
+    return tuple(int(part) for part in found.group().split(".")) if found else NEWEST

@@ -48,7 +48,7 @@ def closed_loop(
     opening = 1.0 / max(turns, 1.0)
     steady = _waiting(flow)
     rounds = max(1.0, clients / step.width)
-    each = max(step.prompt(isl), flow.chunks * step.step(clients / 2, isl, min(isl, budget) * step.width, isl))
+    each = max(flow.alone, flow.chunks * step.step(clients / 2, isl, min(isl, budget) * step.width, isl))
     burst = (rounds + 1) / 2 * each
     return FirstToken(request, (1 - opening) * flow.first_token, (1 - opening) * steady, opening * burst, slot=0.0)
 

@@ -42,6 +42,10 @@ class Gemm(NamedTuple):
         memory = self.bytes_fixed + self.bytes_row * m
         return float(self.fixed + self.linear * m + (compute**self.power + memory**self.power) ** self.inverse)
 
+    def is_compute_bound(self, m: float) -> bool:
+        """Whether M rows take longer to multiply than to move."""
+        return self.per_row * m > self.bytes_fixed + self.bytes_row * m
+
 
 def gemm(constants: Constants, host: Runtime, weights: WeightFormat, k: float, n: float, bits: float) -> Gemm:
     """The coefficients of a [K, N] matrix with `bits` per weight, in the kernels of this engine release."""

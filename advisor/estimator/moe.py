@@ -49,6 +49,11 @@ class Experts(NamedTuple):
         memory = touched * self.expert_time
         return float(self.t0 + (compute**self.power + memory**self.power) ** self.inverse + m * self.choices * self.token_time)
 
+    def is_compute_bound(self, m: float) -> bool:
+        """Whether M tokens take longer to multiply than the experts that they wake take to move."""
+        touched = self.local * (1.0 - math.exp(-self.wake * m))
+        return m * self.choices * self.row_time > touched * self.expert_time
+
 
 def experts(
     constants: Constants, host: Runtime, model: Model, moe: Moe, weights: WeightFormat, bits: float, ep: int, tp: int

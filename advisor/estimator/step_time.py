@@ -69,8 +69,6 @@ class StepTime(NamedTuple):
     overlap: float
     width: int
     """ranks that divide the sequences (attention-DP), else 1"""
-    waited: float
-    """attention-DP: how much longer than its even share a step's prompt work takes, because the ranks wait for each other"""
     stages: int
     stage_copy: float
     """seconds per byte from one pipeline stage to the next"""
@@ -82,7 +80,7 @@ class StepTime(NamedTuple):
         of `length` tokens. Counted over all attention-DP ranks. Seconds.
         """
         tokens = decode + prefill
-        mine = prefill / self.width * self.waited
+        mine = prefill / self.width
         rows = decode / self.width + mine
         dense = 0.0
         for op, times in self.dense:
@@ -130,7 +128,7 @@ class StepTime(NamedTuple):
 
     def prompt(self, tokens: float) -> float:
         """Seconds from the start of one prompt's prefill to its first token, alone on the engine."""
-        part = self.parts(0.0, 1.0, tokens * self.width / self.waited, tokens)
+        part = self.parts(0.0, 1.0, tokens * self.width, tokens)
         return max(self.stages * max(part.gpu, self.launches), self.prompt_floor) + part.host
 
 
@@ -176,7 +174,6 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
         host_waiting=host.waiting_us * 1e-6,
         overlap=host.overlap,
         width=width,
-        waited=1.0 + host.dp_prefill * (width - 1),
         stages=pp,
         stage_copy=1.0 / (constants.link_bytes or 32e9),
     )

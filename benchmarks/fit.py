@@ -1,0 +1,212 @@
+"""Fits what serving engines add to the GPU's work (profiles/constants/_engines.yaml) on published measurements.
+
+    python benchmarks/fit.py [--write] [ERA ...]
+
+Each era (engine and release line) is fitted on its own records. The error that counts is that of records held out: five folds
+of whole groups (model, GPU, format), each predicted by constants fitted on the other four; its quantiles become the intervals
+of profiles/constants/_intervals.yaml. With --write both files are written, the constants from a fit on all records.
+Needs numpy and scipy (development only). Minimised: the soft-L1 norm of log(estimate / measurement), beside a pull to priors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from measurements import Measured, error, read_measurements
+from scipy.optimize import least_squares
+
+from advisor import library
+from advisor.estimator import deployment, engines
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINES = ROOT / "profiles" / "constants" / "_engines.yaml"
+INTERVALS = ROOT / "profiles" / "constants" / "_intervals.yaml"
+FOLDS = 5
+ERAS = {
+    "tensorrt-llm 0.14 to 0.17": ("tensorrt-llm", 0),
+    "tensorrt-llm 0.19 and later": ("tensorrt-llm", 1),
+    "vllm": ("vllm", 0),
+    "sglang": ("sglang", 0),
+}
+BOUNDS = {
+    "sequence_us": (0.05, 40), "waiting_us": (0.05, 40), "step_us": (1, 5000), "layer_us": (1, 60), "moe_layer_us": (0.5, 80),
+    "passes": (2, 40), "runtime_gib": (0.2, 6), "grace_factor": (0.6, 4), "overlap": (1, 8), "launch": (0.1, 1.5),
+    "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm_block": (0.7, 1.5), "gemm4": (0.7, 1.5), "decode": (0.7, 1.4),
+    "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5), "moe4": (0.6, 1.6),
+    "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9),
+    "pcie_far_share": (0.2, 0.9), "sampling": (1, 20), "fused_fp4": (0.01, 1),
+}  # fmt: skip
+"""what is physically plausible"""
+COMMON = [
+    "sequence_us", "step_us", "layer_us", "moe_layer_us", "passes", "launch", "gemm16", "gemm8", "decode", "prefill",
+    "wire_latency", "wire_bandwidth",
+]  # fmt: skip
+FITTED = {
+    "tensorrt-llm 0.14 to 0.17": [
+        *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "moe16", "moe8", "pcie_latency_us", "pcie_share",
+        "pcie_far_share",
+    ],
+    "tensorrt-llm 0.19 and later": [
+        *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4", "moe_block", "moe4",
+        "fused_fp4",
+    ],
+    "vllm": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
+    "sglang": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
+}  # fmt: skip
+WEIGHT = {"offline": 1.0, "itl": 0.7}
+PULL = 0.5
+"""weight of one e-fold of a constant away from its prior, against an error of the same size in one record: a constant that few
+groups determine stays where physics puts it"""
+PRIOR = {
+    "sequence_us": 2.0, "waiting_us": 2.0, "step_us": 100.0, "layer_us": 12.0, "moe_layer_us": 20.0, "passes": 14.0,
+    "runtime_gib": 2.0, "grace_factor": 1.0, "overlap": 1.2, "launch": 0.7, "sampling": 5.0, "fused_fp4": 0.5,
+    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5,
+}  # fmt: skip
+"""of the constants that are not factors on kernel times; those are 1 before anything is measured"""
+
+
+def constants(era: str) -> dict[str, Any]:
+    """The era's entry in the loaded data, to be changed in place."""
+    engine, index = ERAS[era]
+    entry: dict[str, Any] = engines._entries()[engine][index]
+    return entry
+
+
+def apply(era: str, values: dict[str, float]) -> None:
+    """Make estimates use these values."""
+    constants(era).update(values)
+    engines.runtime.cache_clear()
+    deployment.CACHED.clear()
+
+
+def starting_values(era: str) -> dict[str, float]:
+    """Where the fit starts and what it is pulled to."""
+    return {name: PRIOR.get(name, 1.0) for name in FITTED[era]}
+
+
+def fit(era: str, records: Sequence[Measured], start: dict[str, float]) -> dict[str, float]:
+    """The values that meet the records best."""
+    names = list(start)
+    low, high = np.log(np.array([BOUNDS[name] for name in names])).T
+    first = np.clip(np.log([start[name] for name in names]), low + 1e-4, high - 1e-4)
+    weights = np.array([WEIGHT[record.regime] for record in records])
+
+    def residuals(z: Any) -> Any:
+        apply(era, dict(zip(names, np.exp(z).tolist(), strict=True)))
+        errors = np.array([1.0 if e is None else e for e in map(error, records)])
+        return np.concatenate([errors * weights, PULL * (z - first)])
+
+    found = least_squares(residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.08, diff_step=0.02, max_nfev=20)
+    return {name: float(f"{value:.3g}") for name, value in zip(names, np.exp(found.x).tolist(), strict=True)}
+
+
+def fold(group: str) -> int:
+    """The fold of a group, the same on every machine."""
+    return int(hashlib.sha256(group.encode()).hexdigest(), 16) % FOLDS
+
+
+def held_out_errors(era: str, records: Sequence[Measured], start: dict[str, float]) -> list[tuple[Measured, float]]:
+    """Each record with its error under constants that were fitted without its group."""
+    found = []
+    for number in range(FOLDS):
+        rest = [r for r in records if fold(r.group) != number]
+        mine = [r for r in records if fold(r.group) == number]
+        if not mine or not rest:
+            continue
+        apply(era, fit(era, [r for r in rest if r.regime in WEIGHT and r.layout_stated], start))
+        found += [(r, e) for r in mine for e in [error(r)] if e is not None]
+    apply(era, start)
+    return found
+
+
+def summary(errors: Sequence[tuple[Measured, float]]) -> str:
+    """Mean, median and bias in percent."""
+    values = np.expm1([e for _, e in errors])
+    return (
+        f"n {len(values):4d}   mean {100 * np.mean(np.abs(values)):5.1f} %   median {100 * np.median(np.abs(values)):5.1f} %"
+        f"   bias {100 * np.mean(values):+5.1f} %"
+    )
+
+
+def kind(record: Measured) -> str:
+    """The class of records that share an interval."""
+    return "moe" if record.model.moe else "dense"
+
+
+def intervals(errors: Sequence[tuple[Measured, float]]) -> dict[str, dict[str, list[float]]]:
+    """regime -> kind -> factors (low, high) on an estimate between which 80 % of the held-out measurements lie."""
+    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record, e in errors:
+        groups[record.regime, kind(record)].append(-e)
+    found: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    for (regime, what), values in sorted(groups.items()):
+        low, high = np.exp(np.quantile(values, [0.1, 0.9]))
+        found[regime][what] = [float(f"{low:.3g}"), float(f"{high:.3g}"), len(values)]
+    return dict(found)
+
+
+def write_engines(fitted: dict[str, dict[str, float]]) -> None:
+    """Replace the fitted values in the file, line by line, so that its comments stay."""
+    lines, out, position = ENGINES.read_text(encoding="utf-8").splitlines(), [], dict(ERAS)
+    engine, index = "", -1
+    for line in lines:
+        if line and not line[0].isspace() and line.endswith(":"):
+            engine, index = line[:-1], -1
+        index += line.startswith("  - ")
+        era = next((name for name, where in position.items() if where == (engine, index)), None)
+        key = line.strip().removeprefix("- ").split(":")[0]
+        if era in fitted and key in fitted[era]:
+            line = f"    {key}: {fitted[era][key]:g}"
+        out.append(line)
+    ENGINES.write_text("\n".join(out) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Fit, cross-validate, print, and write on request."""
+    names = [a for a in sys.argv[1:] if a in ERAS] or list(ERAS)
+    measured, _ = read_measurements()
+    fitted, spread = {}, {}
+    for era in names:
+        records = [r for r in measured if r.era == era]
+        start = starting_values(era)
+        held_out = held_out_errors(era, records, start)
+        print(era)
+        for regime in dict.fromkeys(r.regime for r in records):
+            print(f"  held out  {regime:12s} {summary([x for x in held_out if x[0].regime == regime and x[0].layout_stated])}")
+        spread[era] = intervals([x for x in held_out if x[0].layout_stated])
+        fitted[era] = fit(era, [r for r in records if r.regime in WEIGHT and r.layout_stated], start)
+        apply(era, fitted[era])
+        everything = [(r, e) for r in records if r.layout_stated for e in [error(r)] if e is not None]
+        for regime in dict.fromkeys(r.regime for r in records):
+            print(f"  all in    {regime:12s} {summary([x for x in everything if x[0].regime == regime])}")
+        print("  ", fitted[era], flush=True)
+    if "--write" in sys.argv:
+        write_engines(fitted)
+        library.write_whole(INTERVALS, interval_text(spread))
+
+
+def interval_text(spread: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """The intervals as YAML, those of eras not fitted now kept."""
+    known = yaml.safe_load(INTERVALS.read_text(encoding="utf-8")) if INTERVALS.is_file() else {}
+    known.update(spread)
+    lines = [
+        "# 80 % intervals: factors (low, high) on an estimate, and the number of held-out measurements they were taken from.",
+        "# engine and release line -> regime -> kind of model. Written by benchmarks/fit.py.",
+    ]
+    for era, regimes in known.items():
+        lines.append(f"{era}:")
+        for regime, kinds in regimes.items():
+            body = ", ".join(f"{what}: [{', '.join(f'{v:g}' for v in values)}]" for what, values in kinds.items())
+            lines.append(f"  {regime}: {{{body}}}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

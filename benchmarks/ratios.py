@@ -1,0 +1,118 @@
+"""The ratios and choices that decide advice, against published pairs and tables.
+
+A ratio is right when it lies on the same side of 1 as the published one; published ratios within 2 % of 1 decide nothing and
+count as right on either side. A choice is right when the option that the estimates prefer reached at least 97 % of the best.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from measurements import TRUTH, Measured, gpu, model, prediction
+
+from advisor.errors import NotPossible
+from advisor.estimator.deployment import estimate
+from advisor.types import Deployment, Engine, Load
+
+LATENCIES = ("itl_ms", "ttft_ms")
+CLOSE = 0.02
+
+
+class Ratio(NamedTuple):
+    """One published speed-up beside the estimated one."""
+
+    technique: str
+    engine: str
+    metric: str
+    what: str
+    published: float
+    estimated: float
+
+    @property
+    def right_side(self) -> bool:
+        """On the same side of 1, or the published one too close to it to tell."""
+        return abs(self.published - 1) <= CLOSE or (self.published > 1) == (self.estimated > 1)
+
+
+def pairs(measured: Iterable[Measured]) -> list[Ratio]:
+    """The speed-ups derived from two published records of which both can be estimated."""
+    by_id = {m.id: m for m in measured}
+    found = []
+    for line in (TRUTH / "speedups.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        ids = record.get("record_ids")
+        if record["kind"] != "derived_from_published_pair" or not ids or any(i not in by_id for i in ids):
+            continue
+        one, other = by_id[ids[0]], by_id[ids[1]]
+        if not (one.layout_stated and other.layout_stated):
+            continue
+        before, after = (getattr(prediction(m), m.field) for m in (one, other))
+        if before and after:
+            ratio = before / after if one.field in LATENCIES else after / before
+            what = f"{record['model']} {record.get('gpu')} tp{record.get('tp')} {record['isl']}/{record['osl']}"
+            found.append(Ratio(record["technique"], record["engine"], one.field, what, record["speedup"], ratio))
+    return found
+
+
+class Choice(NamedTuple):
+    """One published table: what its best column reached and what ours would have."""
+
+    what: str
+    best: float
+    ours: float
+
+    @property
+    def regret(self) -> float:
+        """Share of the best that our choice gives away."""
+        return 1 - self.ours / self.best
+
+
+def choices() -> list[Choice]:
+    """The tables of facts/truth/choices.jsonl whose options can be estimated."""
+    found = []
+    for line in (TRUTH / "choices.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["kind"] == "best_of_table":
+            made = _choice(record)
+            if made is not None:
+                found.append(made)
+    return found
+
+
+def _choice(record: dict[str, Any]) -> Choice | None:
+    known, options = model(record["model"]), record["choice"]["options"]
+    weights = {"fp16": "bf16"}.get(record["choice"]["weights_quant"], record["choice"]["weights_quant"])
+    release = re.search(r"(\d+\.\d+)(?!.*\d\.\d)", record["source"])
+    if known is None or release is None:
+        return None
+    engine = Engine(version="1.1" if "1.1-1.2" in record["source"] else "0.19" if "0.19" in record["source"] else release[1])
+    scenario = record["scenario"]
+    load = Load(isl=scenario["isl"], osl=scenario["osl"])
+    rates: dict[str, float] = {}
+    for option in options:
+        size = {key: int(n) for key, n in re.findall(r"(tp|pp|ep)(\d+)", option)}
+        tp, pp = size.get("tp", 1), size.get("pp", 1)
+        dp = "adp" in option or "dep" in option or (known.moe is not None and engine.version >= "1" and tp > 1)
+        fields = {
+            "tensor_parallel": tp,
+            "pipeline_parallel": pp,
+            "expert_parallel": size.get("ep", tp if dp else 1),
+            "attention_dp": dp,
+            "weights": weights,
+            "kv_cache": "bf16" if weights in ("bf16", "mxfp4") else "fp8",
+        }
+        where = gpu(record["gpu"], 64)
+        assert where is not None
+        try:
+            made = estimate(known, where, Deployment.model_validate(fields), load, engine)
+        except NotPossible:
+            continue
+        rates[option] = made.output_tokens_per_s_per_gpu or 0.0
+    if len(rates) < 2:
+        return None
+    ours = max(rates, key=lambda option: rates[option])
+    what = f"{record['model']} {record['gpu']} {weights} {scenario['isl']}/{scenario['osl']}: {ours}"
+    return Choice(what, max(options.values()), options[ours])
