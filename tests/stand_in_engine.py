@@ -86,11 +86,11 @@ class Handler(BaseHTTPRequestHandler):
         for index in range(asked):
             if index:
                 time.sleep(state_of(self).step)
-            self._chunk({"choices": [{"text": "a", "index": 0}]})
+            self._chunk({"object": "text_completion", "choices": [{"text": " a", "index": 0}]})
             if asked == state_of(self).cut:
                 self.close_connection = True
                 return
-        self._chunk({"choices": [], "usage": {"completion_tokens": asked}})
+        self._chunk({"object": "text_completion", "choices": [], "usage": {"completion_tokens": asked}})
         self._raw(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
 

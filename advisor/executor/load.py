@@ -180,7 +180,7 @@ def ask(server: Server, request: Request, end: float) -> Answer:
     import http.client
 
     sent = time.monotonic()
-    first, tokens, groups = None, None, 0
+    first, tokens, groups, ended = None, None, 0, False
     try:
         connection, path = connect(server.url.rstrip("/") + "/v1/completions", max(5.0, end - sent + 30.0))
         try:
@@ -192,7 +192,10 @@ def ask(server: Server, request: Request, end: float) -> Answer:
                 )
             last = sent
             while line := reply.readline():
-                if not line.startswith(b"data:") or line[5:].strip() == b"[DONE]":
+                if not line.startswith(b"data:"):
+                    continue
+                if line[5:].strip() == b"[DONE]":
+                    ended = True
                     continue
                 event = json.loads(line[5:])
                 if event.get("error"):
@@ -207,6 +210,6 @@ def ask(server: Server, request: Request, end: float) -> Answer:
             connection.close()
     except (OSError, ValueError, http.client.HTTPException) as error:
         return Answer(sent, first, time.monotonic(), groups, f"{type(error).__name__}: {error}")
-    if first is None:
-        return Answer(sent, None, time.monotonic(), 0, "the stream ended without a token")
+    if first is None or not ended:  # http.client takes a connection that is closed within a chunk for the end
+        return Answer(sent, first, time.monotonic(), groups, "the stream was cut" if groups else "the stream has no token")
     return Answer(sent, first, last, groups if tokens is None else tokens)

@@ -175,7 +175,7 @@ def measure(
 
 def _round(found: Measured, requests: Sequence[Request], bounds: Bounds, read_metrics: ReadMetrics | None) -> None:
     began = time.monotonic()
-    left = max(5.0, bounds.seconds - found.seconds)
+    left = max(1.0, bounds.seconds - found.seconds)
     arm = found.arm
     with _watched(arm.server, read_metrics) as seen:
         found.rounds.append(arm.send(arm.server, requests, arm.admission, arm.slots, left))
