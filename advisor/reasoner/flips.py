@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -60,7 +61,7 @@ def _movements(profile: Profile, loss: Loss | None) -> Iterator[Movement]:
         yield Movement("gpu.memory_gib", gpu.memory_gib, [gpu.memory_gib * 0.75, gpu.memory_gib * 0.5], moved)
         yield Movement("gpu.memory_gib", gpu.memory_gib, [gpu.memory_gib * 1.5, gpu.memory_gib * 2.4], moved)
     if loss is not None and loss.low_pct > 0:
-        yield Movement(BUDGET, profile.goal.accuracy_budget_pct, [loss.low_pct * 0.999], partial(_at_budget, profile))
+        yield Movement(BUDGET, profile.goal.accuracy_budget_pct, [_below(loss.low_pct)], partial(_at_budget, profile))
 
 
 def _first_flip(movement: Movement, chosen: Deployment, decide: Decide) -> Flip | None:
@@ -148,6 +149,12 @@ def _at_memory(profile: Profile, value: float) -> Profile:
 
 def _at_budget(profile: Profile, value: float) -> Profile:
     return profile.model_copy(update={"goal": profile.goal.model_copy(update={"accuracy_budget_pct": value})})
+
+
+def _below(value: float) -> float:
+    """The next lower number of three significant figures, so that the budget as printed rules the plan out."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{(math.ceil(value / step) - 1) * step:.3g}")
 
 
 def _rounded(value: float) -> float:
