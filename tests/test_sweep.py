@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 from html.parser import HTMLParser
@@ -168,6 +169,17 @@ def test_another_file_is_not_written_over(tmp_path: Path, monkeypatch: pytest.Mo
     other.write_text("mine\n", encoding="utf-8")
     assert _run(monkeypatch, _file(tmp_path), "-o", other) == 1
     assert other.read_text(encoding="utf-8") == "mine\n"
+
+
+def test_two_sweeps_do_not_write_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    with output.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert _run(monkeypatch, _file(tmp_path), "-o", output) == 1
+        assert "another sweep is writing" in capsys.readouterr().err
+    assert _run(monkeypatch, _file(tmp_path), "-o", output) == 0
 
 
 def test_lines_on_stdout_and_the_table_beside_them(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -59,10 +59,11 @@ def _go_on(sweep: Sweep, path: Path) -> None:
     from advisor.errors import FileProblem
     from advisor.sweep import finished
 
-    done, size = finished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as stream:
+            _take(stream, path)
+            done, size = finished(path)
             stream.truncate(size)
             made = 0
             for answer in sweep.answers(done):
@@ -72,6 +73,19 @@ def _go_on(sweep: Sweep, path: Path) -> None:
     except OSError as error:
         raise FileProblem(f"cannot write: {error.strerror}", where=str(path), hint="check the folder and the space") from None
     click.echo(f"{made} plans made, {len(sweep.questions) - made} were there", err=True)
+
+
+def _take(stream: BinaryIO, path: Path) -> None:
+    """Hold the file until it is closed; the system lets go of a dead process's hold."""
+    import fcntl
+
+    from advisor.errors import FileProblem
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        hint = "wait for it, or give another file"
+        raise FileProblem("another sweep is writing this file", where=str(path), hint=hint) from None
 
 
 def _prices(given: tuple[str, ...]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Literal
 from advisor.report import units
 from advisor.report.deployments import describe_changes, short_deployment
 from advisor.report.evidence import compared, unknown_facts
-from advisor.types import Change, Estimate, Finding, Flip, Loss, Memory, Report, Scalar, Step
+from advisor.types import Change, Estimate, Finding, Flip, Loss, Memory, Policy, Report, Scalar, Step
 
 BASES = {
     "arithmetic": "arithmetic",
@@ -108,7 +108,20 @@ def input_lines(report: Report) -> tuple[tuple[str, str], ...]:
         ),
         ("goal", f"{goal.objective}; " + ("; ".join(limits) or "no limits set")),
         ("engine", f"{engine.name} {engine.version}" + (f", {engine.batching} batching today" if engine.batching else "")),
+        *((("policy", policy_line(report.policy)),) if report.policy is not None else ()),
     )
+
+
+def policy_line(policy: Policy) -> str:
+    """What a policy limits, in one line."""
+    parts = [policy.file or "given as a value"]
+    for field, values in policy.deployment.items():
+        parts.append(f"{field} {' or '.join(units.given(value) for value in values) or 'never'}")
+    parts += [f"only rules {', '.join(policy.allow)}"] if policy.allow else []
+    parts += [f"no rule {', '.join(policy.forbid)}"] if policy.forbid else []
+    spend = (("GPU-hours", policy.gpu_hours), ("hours", policy.hours), ("GiB of disk", policy.disk_gib))
+    parts += [f"at most {units.given(value)} {name}" for name, value in spend if value is not None]
+    return "; ".join([*parts, f"training {'only when asked for' if policy.training == 'ask' else policy.training}"])
 
 
 def rows(report: Report) -> tuple[Row, ...]:
