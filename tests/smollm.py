@@ -61,7 +61,7 @@ def tiny_llama(folder: Path, *, layers: int = 2, hidden: int = 64) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     model.config.architectures = ["LlamaForCausalLM"]
@@ -96,3 +96,35 @@ def prompts_file(path: Path, texts: list[str]) -> Path:
     """A JSONL file of texts."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+def forced_report(
+    folder: Path, weights: str, budget: float | None, *, kv_cache: str = "bf16", rule: str, engine: str = "tensorrt-llm"
+) -> Any:
+    """A report on the model whose plan is a scheme of the test's choice: what the rules would choose is not in question there."""
+    from advisor import pipeline
+    from advisor.types import Step
+
+    report = pipeline.advise(pipeline.profile(str(folder), gpu="h100", accuracy_budget_pct=budget, engine=engine))
+    plan = report.plan
+    changes: dict[str, object] = {"weights": weights, "kv_cache": kv_cache}
+    step = Step(rule=rule, changes=changes, before=plan.baseline, after=plan.expected, alone=plan.expected)
+    deployment = plan.deployment.model_copy(update=changes)
+    return report.model_copy(update={"plan": plan.model_copy(update={"deployment": deployment, "steps": (step,)})})
+
+
+class Silent:
+    """A stream for Progress that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said = ""
+
+    def write(self, text: str) -> int:
+        self.said += text
+        return len(text)
+
+    def flush(self) -> None:
+        return None
+
+    def isatty(self) -> bool:
+        return False

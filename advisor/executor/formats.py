@@ -76,7 +76,8 @@ def _fp8_tensor(tensors: Tensors) -> Tensor:
 
 
 def _fp8_blocks(tensors: Tensors) -> Tensor:
-    weight, scale = tensors["weight"].float(), tensors["weight_scale"].float().squeeze()
+    weight, scale = tensors["weight"].float(), tensors["weight_scale"].float()
+    scale = scale.reshape(*(-(-size // 128) for size in weight.shape))
     wide = scale.repeat_interleave(128, 0)[: weight.shape[0]].repeat_interleave(128, 1)[:, : weight.shape[1]]
     return weight * wide  # type: ignore[no-any-return]
 
