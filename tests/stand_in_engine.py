@@ -33,6 +33,7 @@ class Handler(BaseHTTPRequestHandler):
     """Health, models, metrics, completions."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # many small writes: each would wait for the acknowledgement of the one before
     state: State
 
     def log_message(self, format: str, *arguments: object) -> None:

@@ -91,7 +91,7 @@ def user(tmp_path: Path) -> User:
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder, port = tmp_path_factory.mktemp("stand-in"), free_port()
-    command = (sys.executable, str(HERE / "stand_in_engine.py"), "--port", str(port), "--step", "0.005", "--prefill", "0.01")
+    command = (sys.executable, str(HERE / "stand_in_engine.py"), "--port", str(port), "--step", "0.012", "--prefill", "0.02")
     launch = Launch("stand-in", "1", command, f"http://127.0.0.1:{port}", "stand-in")
     with serving(launch, log=folder / "log", deadline=30, journal=folder / "journal") as server:
         yield server
@@ -111,9 +111,9 @@ def test_from_a_plan_to_a_report_and_back_into_later_estimates(user: User, stand
     for metric in ("ttft_ms", "itl_ms", "output_tokens_per_s", "request_latency_ms", "in_flight_gain", "idle_share"):
         assert seen[metric].predicted is not None, metric
         assert seen[metric].low is not None and seen[metric].low <= seen[metric].value <= seen[metric].high
-    assert seen["in_flight_gain"].value > 1.2
+    assert seen["in_flight_gain"].value > 1
     idle = next(figure for figure in static.serving if figure.metric == "idle_share")
-    assert idle.predicted is not None and abs(idle.value - idle.predicted) < 0.12
+    assert idle.predicted is not None and abs(idle.value - idle.predicted) < 0.2
 
     assert "itl_ms measured / predicted" in user.advise("evidence")
     rows = json.loads(user.advise("evidence", "--format", "json"))
@@ -128,10 +128,10 @@ def test_from_a_plan_to_a_report_and_back_into_later_estimates(user: User, stand
 
 
 def test_a_missed_limit_is_status_3_and_another_machine_has_no_prediction(user: User, stand_in: Server) -> None:
-    user.plan("--itl-ms", "4")
+    user.plan("--itl-ms", "9")
     _, ways, text = user.measure("--url", stand_in.url, *SHORT, status=3)
     served = ways["as served"]
-    assert served.gate == "failed" and "ITL limit of 4 ms failed" in text
+    assert served.gate == "failed" and "ITL limit of 9 ms failed" in text
     assert all(figure.predicted is None for figure in served.serving if figure.metric != "idle_share")
     assert "no prediction for this machine" in served.detail
 
