@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,20 +192,27 @@ def govern(
     return policing.govern(profile, allowed), Rulebook(kept, overrides), allowed
 
 
-def apply(report: Report, request: Request, progress: Progress, *, overlay: str | Path | None = None) -> tuple[Report, Outcome]:
+def apply(
+    report: Report, request: Request, progress: Progress, *, overlay: str | Path | None = None, unasked: bool = False
+) -> tuple[Report, Outcome]:
     """Carry out a report's plan, measure, and ask the same rules again until the gate passes or nothing is left.
 
-    The report comes back with what was done in it. Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
+    Within the report's policy; unasked: nobody is there to be asked. The report comes back with what was done
+    in it. Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
     """
     import json
 
     from advisor.executor.request import Answer, Remedy
     from advisor.executor.rounds import carry_out
     from advisor.executor.serving import write_serving
+    from advisor.reasoner.policing import remedy_ban, seconds_allowed
     from advisor.reasoner.remedies import find_remedies
     from advisor.report.rendering import render
 
-    rulebook, profile, plan = rules(overlay), report.profile, report.plan
+    _, rulebook, policy = govern(report.profile, overlay=overlay, policy=report.policy)
+    profile, plan = report.profile, report.plan
+    if policy is not None:
+        request = replace(request, max_seconds=seconds_allowed(policy, request.max_seconds, profile.gpu.count))
     check_supported(profile, plan)
     chosen = {step.rule for step in plan.steps if "weights" in step.changes}
     parameters = next((dict(rule.applies.parameters) for rule in rulebook.rules if rule.id in chosen), {})
@@ -215,7 +223,8 @@ def apply(report: Report, request: Request, progress: Progress, *, overlay: str 
 
     def ask(measured: Mapping[str, Scalar]) -> Answer:
         fired, wanted = find_remedies(with_facts(measured), rulebook)
-        remedies = tuple(Remedy(rule.id, rule.applies.action, rule.applies.parameters) for rule in fired)
+        allowed = (rule for rule in fired if policy is None or not remedy_ban(rule, policy, unasked=unasked))
+        remedies = tuple(Remedy(rule.id, rule.applies.action, rule.applies.parameters) for rule in allowed)
         return Answer(remedies, wanted)
 
     def told(changes: tuple[Change, ...], measured: Mapping[str, Scalar]) -> Report:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from advisor import pipeline
+from advisor.cli import main
 from advisor.errors import FileProblem, InputError, NoPlanFits, PolicyProblem, RuleProblem
-from advisor.reasoner.policing import budget_for, govern, version_allowed
+from advisor.reasoner.policing import budget_for, govern, remedy_ban, seconds_allowed, version_allowed
 from advisor.reasoner.policy_file import read_policy
 from advisor.types import Policy, Profile, Quantized, Report
 from tests import sample_profiles as samples
@@ -282,3 +285,80 @@ def test_hostile_files_are_problems_not_crashes(tmp_path: Path) -> None:
     for text in ("[" * 3000, "a: &x 1\nb: *x\n", "- 1\n", "limits: 3\n", "techniques: [1]\n", "? [a]\n: 1\n", "accuracy: {}\n"):
         with pytest.raises((RuleProblem, FileProblem)):
             _policy(tmp_path, text)
+
+
+# ---------------------------------------------------------------- while it is applied
+
+
+@pytest.mark.parametrize(
+    ("training", "unasked", "may"),
+    [("never", False, False), ("ask", False, True), ("ask", True, False), ("unasked", True, True)],
+)
+def test_training_runs_as_the_policy_says(tmp_path: Path, training: str, unasked: bool, may: bool) -> None:
+    policy = _policy(tmp_path, f"training: {training}\n")
+    rules = {rule.id: rule for rule in pipeline.rules().rules}
+    assert (remedy_ban(rules["accuracy-missed/qat"], policy, unasked=unasked) == "") is may
+    assert remedy_ban(rules["accuracy-missed/recalibrate"], policy, unasked=unasked) == ""
+    forbidding = _policy(tmp_path, f"training: {training}\ntechniques: {{forbid: [accuracy-missed/*]}}\n")
+    assert "forbid: accuracy-missed/*" in remedy_ban(rules["accuracy-missed/recalibrate"], forbidding, unasked=unasked)
+
+
+@pytest.mark.parametrize(
+    ("spend", "asked", "gpus", "seconds"),
+    [("{}", None, 8, None), ("{hours: 2}", None, 8, 7200), ("{gpu_hours: 4}", None, 8, 1800), ("{hours: 2}", 60.0, 8, 60)],
+)
+def test_the_time_that_applying_may_take(tmp_path: Path, spend: str, asked: float | None, gpus: int, seconds: object) -> None:
+    assert seconds_allowed(_policy(tmp_path, f"spend: {spend}\n"), asked, gpus) == seconds
+
+
+def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor itself needs a GPU or minutes: what it is given is looked at in its place."""
+    from advisor.executor import rounds
+    from advisor.executor.progress import Progress
+    from advisor.executor.request import Outcome, Request
+
+    seen: dict[str, object] = {}
+
+    def carry_out(request: Request, profile: object, plan: object, parameters: object, ask: Any, *others: object) -> Outcome:
+        seen["seconds"] = request.max_seconds
+        facts = {"accuracy_loss_pct": 9.0, "accuracy_inconclusive": False, "scheme": "fp8", "recalibrated": True}
+        tried = {"mixed_precision_tried": True, "qat_tried": False, "calibration_prompts": 512, "recalibration_left": False}
+        seen["actions"] = {remedy.action for remedy in ask(facts | tried).remedies}
+        raise _LookedAt
+
+    monkeypatch.setattr(rounds, "carry_out", carry_out)
+    profile = samples.profile(goal=pipeline.Goal(accuracy_budget_pct=1))
+
+    def remedies(text: str, unasked: bool) -> object:
+        report = pipeline.advise(profile, policy=_policy(tmp_path, text))
+        with pytest.raises(_LookedAt):
+            pipeline.apply(report, Request(out=tmp_path / "out"), Progress("json"), unasked=unasked)
+        return seen["actions"]
+
+    assert "qat" in remedies("training: unasked\nspend: {hours: 1}\n", True)  # type: ignore[operator]
+    assert seen["seconds"] == 3600
+    assert "qat" in remedies("training: ask\n", False)  # type: ignore[operator]
+    assert "qat" not in remedies("training: ask\n", True)  # type: ignore[operator]
+    assert "qat" not in remedies("training: never\n", False)  # type: ignore[operator]
+
+
+class _LookedAt(Exception):
+    pass
+
+
+def test_a_made_report_is_not_taken_under_another_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.json").write_text(pipeline.advise(samples.profile()).model_dump_json(), encoding="utf-8")
+    (tmp_path / "advise.yaml").write_text("deployment: {weights: [bf16]}\n", encoding="utf-8")
+    for command in ("emit", "apply"):
+        given = [
+            command,
+            str(tmp_path / "report.json"),
+            "--policy",
+            str(tmp_path / "advise.yaml"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+        monkeypatch.setattr(sys, "argv", ["advise", *given])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2 and not (tmp_path / "out").exists()

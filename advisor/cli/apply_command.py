@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advisor.cli.options import gather, question, rules_option
+from advisor.cli.options import UNDER_ITS_OWN, gather, policy_option, question, rules_option
 
 if TYPE_CHECKING:
     from advisor.types import Report
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.argument("plan_file", metavar="[REPORT.json]", required=False, type=click.Path())
 @question
 @rules_option
+@policy_option
 @click.option("--out", required=True, type=click.Path(), help="Folder to publish into; must not be there yet.", metavar="DIR")
 @click.option(
     "--calibration", type=click.Path(), help='Prompts to calibrate on: {"text"} or {"messages"} a line.', metavar="FILE"
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     "--score-command", help="Scores a folder for --accuracy-metric command: 'python score.py {checkpoint}'.", metavar="CMD"
 )
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(plan_file: str | None, overlay: str | None, out: str, **options: Any) -> int:
+def command(plan_file: str | None, overlay: str | None, policy: str | None, out: str, **options: Any) -> int:
     """Do it: quantize, measure on held-out prompts, ask the rules again until the budget is kept, publish.
 
     Works on a local folder. Nothing is published unless its gate passed; what was made is kept in DIR.work.
@@ -63,7 +64,9 @@ def command(plan_file: str | None, overlay: str | None, out: str, **options: Any
     mine = {name: options.pop(name) for name in own}
     if plan_file is not None and options.get("model"):
         raise click.UsageError("Give a report or --model, not both.")
-    report = load_report(Path(plan_file)) if plan_file else pipeline.advise(gather(options), overlay=overlay)
+    if plan_file is not None and policy is not None:
+        raise click.UsageError(UNDER_ITS_OWN)
+    report = load_report(Path(plan_file)) if plan_file else pipeline.advise(gather(options), overlay=overlay, policy=policy)
     request = Request(
         out=Path(out).absolute(),
         calibration=_path(mine["calibration"]),
@@ -78,9 +81,10 @@ def command(plan_file: str | None, overlay: str | None, out: str, **options: Any
         command=mine["score_command"],
         arguments=tuple(sys.argv[1:]),
     )
-    if sys.stdin.isatty() and sys.stderr.isatty() and not (mine["yes"] or mine["auto"]):
+    unasked = not (sys.stdin.isatty() and sys.stderr.isatty()) or mine["yes"] or mine["auto"]
+    if not unasked:
         click.confirm(f"{_intent(report)}\nGo on?", default=True, abort=True, err=True)
-    made, outcome = pipeline.apply(report, request, Progress(mine["log_format"]), overlay=overlay)
+    made, outcome = pipeline.apply(report, request, Progress(mine["log_format"]), overlay=overlay, unasked=unasked)
     if mine["log_format"] == "json":
         click.echo(made.model_dump_json())
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from advisor.cli.options import gather, policy_option, question, rules_option
+from advisor.cli.options import UNDER_ITS_OWN, gather, policy_option, question, rules_option
 
 
 @click.command("emit")
@@ -28,9 +28,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
     if plan_file is not None and options.get("model"):
         raise click.UsageError("Give a report or --model, not both.")
     if plan_file is not None and policy is not None:
-        raise click.UsageError(
-            "A report was planned under its own policy; `advise check REPORT.json --policy FILE` holds it to another."
-        )
+        raise click.UsageError(UNDER_ITS_OWN)
     report = load_report(Path(plan_file)) if plan_file else pipeline.advise(gather(options), overlay=overlay, policy=policy)
     for path in pipeline.emit(report, Path(out)):
         click.echo(str(path))

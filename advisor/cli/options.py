@@ -52,6 +52,7 @@ rules_option = click.option(
 policy_option = click.option(
     "--policy", type=click.Path(), help="What may be planned (advise.yaml); nothing outside it is.", metavar="FILE"
 )
+UNDER_ITS_OWN = "A report was planned under its own policy; `advise check REPORT.json --policy FILE` holds it to another one."
 output_option = click.option("-o", "--output", type=click.Path(), help="Write to a file instead of stdout.", metavar="FILE")
 
 

@@ -201,16 +201,37 @@ def nothing_allowed(profile: Profile, policy: Policy) -> NoPlanFits:
     )
 
 
+def remedy_ban(rule: Rule, policy: Policy, *, unasked: bool) -> str:
+    """Why a remedy that a measurement called up may not run: the policy's place and word; "" when it may.
+
+    unasked: nobody is there to be asked.
+    """
+    banned = rule_ban(rule.id, policy)
+    if banned or rule.applies.action not in TRAINS:
+        return banned
+    if policy.training == "never" or (policy.training == "ask" and unasked):
+        return f"{place(policy, 'training')} (training: {policy.training})"
+    return ""
+
+
+def seconds_allowed(policy: Policy, asked: float | None, gpus: int) -> float | None:
+    """The wall time in seconds that applying may take: the least of what was asked, `hours`, and `gpu_hours` on these GPUs."""
+    limits = (
+        asked,
+        policy.hours * 3600 if policy.hours is not None else None,
+        policy.gpu_hours * 3600 / gpus if policy.gpu_hours is not None else None,
+    )
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def permitted_fallbacks(
     fallbacks: tuple[Fallback, ...], rules: tuple[Rule, ...], policy: Policy
 ) -> tuple[tuple[Fallback, ...], tuple[tuple[str, str], ...]]:
     """The fallbacks that a policy allows, and (rule, ban) of the others."""
-    actions = {rule.id: rule.applies.action for rule in rules}
+    known = {rule.id: rule for rule in rules}
     kept, banned = [], []
     for one in fallbacks:
-        ban = rule_ban(one.rule, policy)
-        if not ban and policy.training == "never" and actions.get(one.rule) in TRAINS:
-            ban = f"{place(policy, 'training')} (training: never)"
+        ban = remedy_ban(known[one.rule], policy, unasked=False)
         if ban:
             banned.append((one.rule, ban))
         else:
