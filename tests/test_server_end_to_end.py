@@ -70,7 +70,7 @@ class User:
         text = self.advise("measure", str(self.folder / "report.json"), "--out", str(out), *arguments, status=status)
         report = load_report(out / "report.json")
         assert (out / "report.html").stat().st_size > 10_000
-        return report, {change.serving[0].what: change for change in report.changes}, text
+        return report, {change.rule: change for change in report.changes}, text
 
 
 def figures(change: Change) -> dict[str, float]:

@@ -94,7 +94,7 @@ def command(report_file: str | None, stop: bool, out: str, **options: Any) -> in
     )
     made = [change for change in report.changes if change.action == "measure"]
     for change in made:
-        click.echo(f"{change.detail} Gate: {change.gate}.")
+        click.echo(f"{change.rule}, gate {change.gate}: {change.detail}")
     for name in ("report.json", "report.html"):
         click.echo(str(Path(out) / name))
     return 3 if any(change.gate in ("failed", "inconclusive") for change in made) else 0

@@ -76,17 +76,17 @@ def change_of(
     command: str = "",
     seconds: float | None = None,
 ) -> Change:
-    """What one arm's measurement changes in a report. gated: the limits are for this arm; a baseline only stands beside it."""
+    """What one arm's measurement adds to a report, under the arm's name in place of a rule's. gated: the limits are for this arm; a baseline only stands beside it."""
     gate = gate_of(figures, measured.errors) if gated or measured.errors else "not run"
     return Change(
-        rule="",
+        rule=measured.arm.what,
         action="measure",
         command=command,
         seconds=seconds,
         before={figure.metric: _rounded(figure.value) for figure in before if figure.metric in PREDICTED},
         after=_facts(figures) | {name: _rounded(value) for name, value in measured.metrics.items()},
         gate=gate,
-        detail=" ".join([f"{measured.arm.what}:", *_sentences(measured, figures, gated), *notes]),
+        detail=" ".join([*_sentences(measured, figures, gated), *(f"{note.rstrip('.')}." for note in notes)]),
         serving=tuple(figures),
     )
 

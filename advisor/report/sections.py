@@ -234,9 +234,11 @@ def change_lines(change: Change) -> tuple[str, ...]:
     lines += [
         f"{item.what}: {item.metric} {units.figure(item.value, 4)}"
         + (f" (95 % {units.figure(item.low, 4)} to {units.figure(item.high, 4)})" if item.low is not None else "")
+        + (f", predicted {units.figure(item.predicted, 4)}" if item.predicted is not None else "")
         + (f", limit {units.figure(item.limit, 4)}" if item.limit is not None else "")
+        + (f" {item.verdict}" if item.verdict is not None else "")
         + (f", n = {units.given(item.samples)}" if item.samples else "")
-        for item in change.accuracy
+        for item in (*change.accuracy, *(item for item in change.serving if not item.metric.endswith(("_p50", "_p90"))))
     ]
     seconds = f"took {units.figure(change.seconds)} s" if change.seconds is not None else ""
     lines += [
