@@ -258,6 +258,21 @@ class TestLimits:
         assert ask(L8, **question, accuracy_budget_pct=at * 1.02).plan.deployment == plan.deployment
 
 
+class TestSpeculation:
+    def test_it_is_judged_at_the_batch_that_the_plan_leads_to(self) -> None:
+        question = {"gpu": "gb200", "gpus": 8, "traffic": "chat", "objective": "cost"}
+        plan = ask(L8, **question).plan
+        batch = (plan.expected.concurrency or 0) / plan.deployment.replicas
+        assert plan.deployment.speculation is None or batch < 16
+
+    def test_a_small_target_gets_no_draft_model(self) -> None:
+        """A 135M draft slowed a 1.7B target by 30 % (vllm-project/vllm issue 15025)."""
+        report = ask("HuggingFaceTB/SmolLM2-1.7B", gpu="h100", traffic="interactive")
+        assert report.plan.deployment.speculation is None
+        said = next(one for one in report.findings if one.rule == "single-stream-slow/draft-model")
+        assert said.verdict == "blocked"
+
+
 class TestDoubts:
     def test_a_gpu_that_the_engine_does_not_list(self) -> None:
         said = " ".join(ask("meta-llama/Llama-3.2-3B", gpu="v100-sxm2-32gb").plan.warnings)

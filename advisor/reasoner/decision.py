@@ -11,7 +11,7 @@ from advisor.estimator.deployment import estimate
 from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
 from advisor.reasoner.choice import Tried, aim, choose, violations, worth
-from advisor.reasoner.drafts import fill_speculation
+from advisor.reasoner.drafts import called_for, fill_speculation
 from advisor.reasoner.policing import broken_fields, nothing_allowed, option_ban
 from advisor.reasoner.rulebook import Rulebook
 from advisor.types import Deployment, Estimate, Finding, Loss, Policy, Profile
@@ -98,7 +98,7 @@ def decide(
         raise nothing_allowed(profile, policy)
     chosen, feasible = choose(tried, aim(profile))
     options = fill_speculation(profile, chosen.deployment, fired)
-    tried = _permitted(search.try_all(baseline, options, spread) or [alone], policy)
+    tried = _permitted(called_for(search.try_all(baseline, options, spread), rulebook.rules) or [alone], policy)
     chosen, feasible = choose(tried, aim(profile))
     chosen = _without_useless_switches(chosen, options, search, policy)
     return Decision(alone, chosen, feasible, tuple(tried), options)

@@ -3,12 +3,15 @@ as it would be without speculation."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from advisor.estimator.speculation import choose
 from advisor.reasoner.baseline import load_of
 from advisor.reasoner.candidates import Option
-from advisor.types import Deployment, Profile
+from advisor.reasoner.choice import Tried
+from advisor.reasoner.condition import evaluate, parse
+from advisor.types import Deployment, Profile, Rule
 
 
 def fill_speculation(profile: Profile, plain: Deployment, options: tuple[Option, ...]) -> tuple[Option, ...]:
@@ -23,3 +26,18 @@ def fill_speculation(profile: Profile, plain: Deployment, options: tuple[Option,
         if speculation is not None:
             filled.append(replace(option, changes=option.changes | {"speculation": speculation}))
     return tuple(filled)
+
+
+def called_for(tried: Iterable[Tried], rules: tuple[Rule, ...]) -> list[Tried]:
+    """Those whose speculation its rule wants at the batch that they themselves lead to.
+
+    The rule was asked about the baseline; a plan on fewer replicas has more requests in each.
+    """
+    drafting = {rule.id: rule for rule in rules if "speculation" in rule.applies.deployment}
+    return [one for one in tried if one.deployment.speculation is None or _wanted(one, drafting)]
+
+
+def _wanted(one: Tried, drafting: dict[str, Rule]) -> bool:
+    batch = (one.estimate.concurrency or 0.0) / one.deployment.replicas
+    lines = [line for name in one.candidate.rules if name in drafting for line in drafting[name].when]
+    return all(evaluate(parse(line), {"speculation.batch": batch}).holds is not False for line in lines)
