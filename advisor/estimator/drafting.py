@@ -63,8 +63,21 @@ def params_in_name(name: str) -> int | None:
     return round(float(plain[1]) * (1e9 if plain[2].upper() == "B" else 1e6)) if plain else None
 
 
+_READ: dict[tuple[int, WeightFormat], tuple[Model, float]] = {}
+_MOST_READ = 256
+
+
 def active_bytes(model: Model, weights: WeightFormat) -> float:
     """Bytes of weights that a decode step of one sequence reads (embedding rows left out, experts by those it is routed to)."""
+    known = _READ.get((id(model), weights))  # the entry keeps the model alive, so its id cannot be taken by another
+    if known is None:
+        if len(_READ) >= _MOST_READ:
+            _READ.clear()
+        known = _READ[id(model), weights] = model, _active_bytes(model, weights)
+    return known[1]
+
+
+def _active_bytes(model: Model, weights: WeightFormat) -> float:
     total = 0.0
     for matrix in matrices(model):
         if matrix.group in ("embedding", "other"):
