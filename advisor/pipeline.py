@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from advisor import __version__
 from advisor.errors import InputError, UnknownName
@@ -27,8 +27,7 @@ from advisor.types import (
 )
 
 if TYPE_CHECKING:
-    from advisor.executor.progress import Progress
-    from advisor.executor.request import Outcome, Request
+    from advisor.executor.request import Outcome
     from advisor.reasoner.cases import RuleCheck
     from advisor.reasoner.rulebook import Rulebook
     from advisor.reasoner.vocabulary import Fact
@@ -193,16 +192,24 @@ def govern(
 
 
 def apply(
-    report: Report, request: Request, progress: Progress, *, overlay: str | Path | None = None, unasked: bool = False
+    report: Report,
+    *,
+    overlay: str | Path | None = None,
+    unasked: bool = False,
+    log_format: Literal["text", "json"] = "text",
+    stream: IO[str] | None = None,
+    **options: Any,
 ) -> tuple[Report, Outcome]:
     """Carry out a report's plan, measure, and ask the same rules again until the gate passes or nothing is left.
 
-    Within the report's policy; unasked: nobody is there to be asked. The report comes back with what was done
-    in it. Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
+    options: the fields of executor.request.Request. Within the report's policy; unasked: nobody is there to be asked.
+    stream: where progress is told; stderr without it. The report comes back with what was done in it.
+    Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
     """
     import json
 
-    from advisor.executor.request import Answer, Remedy
+    from advisor.executor.progress import Progress
+    from advisor.executor.request import Answer, Remedy, Request
     from advisor.executor.rounds import carry_out
     from advisor.executor.serving import write_serving
     from advisor.reasoner.policing import remedy_ban, seconds_allowed
@@ -211,6 +218,7 @@ def apply(
 
     _, rulebook, policy = govern(report.profile, overlay=overlay, policy=report.policy)
     profile, plan = report.profile, report.plan
+    request = Request(**options, version=__version__)
     if policy is not None:
         request = replace(request, max_seconds=seconds_allowed(policy, request.max_seconds, profile.gpu.count))
     check_supported(profile, plan)
@@ -236,7 +244,7 @@ def apply(
         files["measured.json"] = json.dumps(dict(measured), indent=1) + "\n"
         return files | (write_serving(plan, profile) if published else {})
 
-    outcome = carry_out(request, profile, plan, parameters, ask, pages, progress)
+    outcome = carry_out(request, profile, plan, parameters, ask, pages, Progress(log_format, stream))
     return told(outcome.changes, outcome.measured), outcome
 
 

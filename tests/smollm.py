@@ -101,7 +101,7 @@ def prompts_file(path: Path, texts: list[str]) -> Path:
 def forced_report(
     folder: Path, weights: str, budget: float | None, *, kv_cache: str = "bf16", rule: str, engine: str = "tensorrt-llm"
 ) -> Any:
-    """A report on the model whose plan is a scheme of the test's choice: what the rules would choose is not in question there."""
+    """A report on the model whose plan is a scheme of the test's choice."""
     from advisor import pipeline
     from advisor.types import Step
 

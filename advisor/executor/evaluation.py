@@ -75,9 +75,12 @@ def compare(model: Any, sequence: tuple[int, ...], path: Path) -> list[Block]:
             (original.argmax(-1) == other.argmax(-1)).float()[:-1],
         )
     )
-    parts = [rows[:, start : start + BLOCK].double() for start in range(0, rows.shape[1], BLOCK)]
-    sums = [(part.shape[1], *(float(value) for value in part.sum(1))) for part in parts]
-    return [Block(tokens, one, two, kl, round(same)) for tokens, one, two, kl, same in sums]
+    found = []
+    for start in range(0, rows.shape[1], BLOCK):
+        part = rows[:, start : start + BLOCK].double()
+        one, two, divergence, same = part.sum(1).tolist()
+        found.append(Block(int(part.shape[1]), one, two, divergence, round(same)))
+    return found
 
 
 def measure(

@@ -7,13 +7,11 @@ The bit layouts are those of ModelOpt 0.47's unified export, read from its files
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from advisor.errors import ModelProblem
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+Tensor = Any  # torch.Tensor: torch is optional, and heavy
 Tensors = Mapping[str, Any]
 FP8_MAX = 448.0
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -72,18 +70,18 @@ def round_fp8(values: Tensor, scale: Tensor | float) -> Tensor:
 
 def _fp8_tensor(tensors: Tensors) -> Tensor:
     scale = tensors["weight_scale"].float()
-    return tensors["weight"].float() * (scale[:, None] if scale.dim() == 1 and scale.numel() > 1 else scale)  # type: ignore[no-any-return]
+    return tensors["weight"].float() * (scale[:, None] if scale.dim() == 1 and scale.numel() > 1 else scale)
 
 
 def _fp8_blocks(tensors: Tensors) -> Tensor:
     weight, scale = tensors["weight"].float(), tensors["weight_scale"].float()
     scale = scale.reshape(*(-(-size // 128) for size in weight.shape))
     wide = scale.repeat_interleave(128, 0)[: weight.shape[0]].repeat_interleave(128, 1)[:, : weight.shape[1]]
-    return weight * wide  # type: ignore[no-any-return]
+    return weight * wide
 
 
 def _int8_rows(tensors: Tensors) -> Tensor:
-    return tensors["weight"].float() * tensors["weight_scale"].float().reshape(-1, 1)  # type: ignore[no-any-return]
+    return tensors["weight"].float() * tensors["weight_scale"].float().reshape(-1, 1)
 
 
 def _int4_blocks(tensors: Tensors) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advisor import __version__
 from advisor.errors import ModelProblem
 from advisor.executor import causal_model
 from advisor.executor.calibration import Split, read_prompts, split_prompts
@@ -44,8 +43,11 @@ class Material:
 def gather_material(
     request: Request, profile: Profile, plan: Plan, folder: Path, journal: Journal, prompts: int | None, progress: Progress
 ) -> Material:
-    """Read, hash and split. prompts: to calibrate on, as the rule says. Raises ModelProblem when the model or the prompts changed since the run that is resumed began,
-    FileProblem and InputError for prompts that are none, NotPossible for want of memory."""
+    """Read, hash and split. prompts: how many to calibrate on, as the rule says.
+
+    Raises ModelProblem when the model or the prompts changed since the run that is resumed began, FileProblem and InputError
+    for prompts that are none, NotPossible for want of memory.
+    """
     progress.say("inputs", f"hashing the files of {folder}")
     hashes = hash_folder(folder)
     stats = {name: _stat(folder / name) for name in hashes}
@@ -60,8 +62,9 @@ def gather_material(
     need = causal_model.check_memory(folder, kind, vocab=profile.model.vocab, tokens=longest)
     progress.say(
         "prompts",
-        f"{split.read} prompts read, {split.duplicates} doubles and {split.short} short ones dropped: {len(split.calibration)} calibrate, "
-        f"{len(split.evaluation)} judge, {len(split.reserve)} in reserve; about {need:.1f} GiB of memory needed",
+        f"{split.read} prompts read, {split.duplicates} doubles and {split.short} short ones dropped: "
+        f"{len(split.calibration)} calibrate, {len(split.evaluation)} judge, {len(split.reserve)} in reserve; "
+        f"about {need:.1f} GiB of memory needed",
         calibration=len(split.calibration),
         evaluation=len(split.evaluation),
         reserve=len(split.reserve),
@@ -97,7 +100,7 @@ def _check_same(journal: Journal, request: Request, folder: Path, hashes: dict[s
     """Against what the journal says the run began with; the first time, say it."""
     began = next((event for event in journal.events if event["event"] == "inputs"), None)
     if began is None:
-        made_by = {"inference-advisor": __version__, **causal_model.versions()}
+        made_by = {"inference-advisor": request.version, **causal_model.versions()}
         journal.record(
             "inputs",
             folder=str(folder.resolve()),

@@ -1,4 +1,4 @@
-"""ModelOpt: schemes to its configurations, calibration, the search for sensitive layers, export. The only file that imports it."""
+"""ModelOpt, imported nowhere else: schemes to its configurations, calibration, the search for sensitive layers, export."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRESETS: dict[str, str] = {
 """weight format -> ModelOpt 0.47's preset. Static per-tensor INT8 (INT8_DEFAULT_CFG) is left out: it doubles the perplexity"""
 GROUPED = ("int4_awq", "int4_gptq", "w4a8_awq")
 GROUP_SIZES = (128, 64, 32)
-BITS = {"fp8": 8, "fp8_rowwise": 8, "fp8_block": 8, "int8_sq": 8, "int8_wo": 8, "int4_awq": 4, "int4_gptq": 4, "w4a8_awq": 4, "nvfp4": 4}  # fmt: skip
+BITS = dict.fromkeys(PRESETS, 8) | dict.fromkeys(("int4_awq", "int4_gptq", "w4a8_awq", "nvfp4"), 4)
 ALWAYS_WIDE = ("*lm_head*", "*embed_tokens*")
 """a tied final projection would be untied by its export, and the file would grow"""
 Batches = Sequence[tuple[int, ...]]
@@ -74,6 +74,8 @@ class Sensitivities:
     """modules that it keeps in FP8"""
     bits: float
     """effective bits reached"""
+    left: float
+    """of the total score that remains when these stay wide"""
 
 
 def refuse_impossible(weights: str, kv_cache: str, *, cuda: bool) -> None:
@@ -141,7 +143,8 @@ def search_layers(
 ) -> Sensitivities:
     """Score every group of layers by ModelOpt's AutoQuantize (gradients: the loss's second order) and choose who stays wide.
 
-    bits: effective bits to stay under, over the layers that can be quantized. with_fp8: FP8 is on the menu beside 16 bits. The model is spent afterwards. The scores are
+    bits: effective bits to stay under, over the layers that can be quantized. with_fp8: FP8 is on the menu beside 16 bits.
+    The model is spent afterwards. The scores are
     kept in `checkpoint`, so that another budget costs no second scoring.
     """
     import modelopt.torch.quantization as mtq
@@ -223,7 +226,9 @@ def _wide_entries(scheme: Scheme, modules: set[str]) -> list[dict[str, Any]]:
         cfg = next(one["cfg"] for one in preset if one["quantizer_name"] == "*weight_quantizer")
         for pattern in scheme.wide_fp8:
             stem = f"{pattern}." if pattern in modules else f"{pattern.rstrip('*')}*"
-            entries += [{"quantizer_name": f"{stem}{kind}_quantizer", "cfg": copy.deepcopy(cfg)} for kind in ("weight", "input")]
+            entries += [
+                {"quantizer_name": f"{stem}{kind}_quantizer", "cfg": copy.deepcopy(cfg)} for kind in ("weight", "input")
+            ]
     return entries + [
         {"quantizer_name": _quantizers(pattern, modules), "enable": False} for pattern in (*ALWAYS_WIDE, *scheme.wide)
     ]
@@ -257,7 +262,7 @@ def _tensors(model: Any, batches: Batches) -> list[Any]:
 
 
 def _read_search(state: dict[str, Any], narrow: WeightFormat) -> Sensitivities:
-    layers = []
+    layers, remaining = [], 0.0
     wide: dict[bool, list[str]] = {True: [], False: []}
     for name, stats in state["candidate_stats"].items():
         modules = list(stats.get("module_names") or [])
@@ -267,6 +272,7 @@ def _read_search(state: dict[str, Any], narrow: WeightFormat) -> Sensitivities:
         formats = [str(each) for each in stats["formats"]]
         chosen = str(state["best"]["recipe"][name])
         kept = chosen != formats[cheapest]
+        remaining += float(stats["scores"][formats.index(chosen)])
         if kept:
             wide[chosen == formats[widest]] += modules
         others = ", ".join(module.rpartition(".")[2] for module in modules[1:])
@@ -280,6 +286,7 @@ def _read_search(state: dict[str, Any], narrow: WeightFormat) -> Sensitivities:
         wide=tuple(wide[True]),
         wide_fp8=tuple(wide[False]),
         bits=float(state["best"]["constraints"]["effective_bits"]),
+        left=remaining / total if total else 0.0,
     )
 
 

@@ -36,6 +36,9 @@ class Request:
     arguments: tuple[str, ...] = ()
     """the command line that asked, for the model card"""
 
+    version: str = ""
+    """of this program, for the journal"""
+
     @property
     def work(self) -> Path:
         """The folder beside `out` in which the run works and keeps what it made."""

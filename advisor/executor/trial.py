@@ -223,7 +223,7 @@ class memory_errors:  # noqa: N801 (reads as a function)
             raise NotPossible(
                 "memory ran out",
                 where=f"the process had reached {causal_model.peak_gib():.1f} GiB",
-                hint="free memory, or use shorter prompts (--prompt-tokens), and run again with --resume: finished work is kept",
+                hint="free memory, or use shorter prompts (--prompt-tokens), and go on with --resume: finished work is kept",
             ) from None
 
 
