@@ -12,7 +12,7 @@ from pathlib import Path
 from advisor.executor import aiperf, vllm_engine
 from advisor.executor.engines import Launch, Server, serving
 from advisor.executor.load import Admission, Request, gaps, make_requests
-from advisor.executor.measuring import Arm, Bounds, Measured, ReadMetrics, measure
+from advisor.executor.measuring import Arm, Bounds, Measured, ReadMetrics, figures_of, interval, measure
 from advisor.executor.tensorrt_llm_engine import launch as launch_tensorrt_llm
 from advisor.executor.verifying import change_of, verify
 from advisor.types import Change, Deployment, Estimate, Goal, Interval, Plan, Profile
@@ -71,7 +71,7 @@ def check(
     found: dict[str, Measured] = {}
     started: dict[str, tuple[str, tuple[str, ...]]] = {}
     for launch, together in _servers(plan, profile, ways, order):
-        with _server(launch, order, "-".join(way.what.replace(" ", "-") for way in together)) as server:
+        with _server(launch, profile, order, "-".join(way.what.replace(" ", "-") for way in together)) as server:
             if server.seconds is not None:
                 tell(f"{order_name(together)}: healthy after {server.seconds:,.1f} s")
             arms = [_arm(way, server, profile, order) for way in together]
@@ -124,17 +124,17 @@ def _launch(plan: Plan, deployment: Deployment, profile: Profile, order: Order) 
 
 
 @contextlib.contextmanager
-def _server(launch: Launch | None, order: Order, name: str) -> Iterator[Server]:
+def _server(launch: Launch | None, profile: Profile, order: Order, name: str) -> Iterator[Server]:
     if launch is None:
         assert order.url is not None
-        yield found_server(order.url)
+        yield found_server(order.url, "/prometheus/metrics" if profile.engine.name == "tensorrt-llm" else "/metrics")
         return
     log = order.out / "logs" / f"{name}-{time.strftime('%Y%m%dT%H%M%S')}.log"
     with serving(launch, log=log, deadline=order.deadline) as server:
         yield server
 
 
-def found_server(url: str) -> Server:
+def found_server(url: str, metrics: str = "/metrics") -> Server:
     """A server that runs already, with the name of the model that it serves. Raises InputError."""
     import json
 
@@ -150,7 +150,7 @@ def found_server(url: str) -> Server:
         raise InputError(f"no server answers there: {error}", where=url, hint=hint) from None
     if not names:
         raise InputError(f"this server lists no model (status {status})", where=f"{url}/v1/models", hint=hint)
-    return Server(url, names[0])
+    return Server(url, names[0], metrics)
 
 
 def _arm(way: Way, server: Server, profile: Profile, order: Order) -> Arm:
@@ -231,13 +231,16 @@ def _same_but_batching(one: Way, other: Way) -> bool:
 
 
 def _gain(static: tuple[Way, Measured], way: Way, one: Measured) -> tuple[Interval, ...]:
-    """Throughput over that of static batching on the same server, beside the ratio of the two estimates."""
-    slow, fast = static[1].figure("output_tokens_per_s"), one.figure("output_tokens_per_s")
-    if slow is None or fast is None or not slow.value:
+    """Throughput over that of static batching on the same server, round by round, beside the ratio of the two estimates.
+
+    The two took turns, so what disturbs one round disturbs both and drops out of its ratio.
+    """
+    rounds = zip(static[1].rounds, one.rounds, strict=False)
+    pairs = [(figures_of(slow)["output_tokens_per_s"], figures_of(fast)["output_tokens_per_s"]) for slow, fast in rounds]
+    ratios = [fast / slow for slow, fast in pairs if slow]
+    if not ratios:
         return ()
-    low = fast.low / slow.high if fast.low is not None and slow.high else None
-    high = fast.high / slow.low if fast.high is not None and slow.low else None
     before, after = (each.expected.output_tokens_per_s if each.expected is not None else None for each in (static[0], way))
     ratio = after / before if before and after is not None else None
-    gain = Interval(metric=GAIN, what=way.what, value=fast.value / slow.value, low=low, high=high, samples=fast.samples)
+    gain = interval(GAIN, way.what, ratios, sum(len(each.good) for each in one.rounds))
     return (gain.model_copy(update={"predicted": ratio}),)

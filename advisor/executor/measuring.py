@@ -271,20 +271,24 @@ def _metrics(server: Server, read: ReadMetrics | None) -> Mapping[str, float] | 
 
 
 def _between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Preemptions, acceptance and reuse between two readings of the counters."""
+    """Preemptions, acceptance and reuse between two readings of the counters; what a server does not count is left out."""
 
-    def grown(name: str) -> float | None:
-        return after[name] - before.get(name, 0.0) if name in after else None
+    def grown(*names: str) -> float | None:
+        return next((after[name] - before.get(name, 0.0) for name in names if name in after), None)
 
     seen: dict[str, float] = {}
     preempted = grown("vllm:num_preemptions_total")
     if preempted is not None:
         seen["preemptions"] = preempted
-    drafts, drafted = grown("vllm:spec_decode_num_drafts_total"), grown("vllm:spec_decode_num_draft_tokens_total")
-    accepted = grown("vllm:spec_decode_num_accepted_tokens_total")
-    if drafts and drafted and accepted is not None:
-        seen |= {"acceptance": accepted / drafted, "acceptance_length": 1.0 + accepted / drafts}
-    asked, hit = grown("vllm:prefix_cache_queries_total"), grown("vllm:prefix_cache_hits_total")
+    drafts = grown("vllm:spec_decode_num_drafts_total")
+    drafted = grown("vllm:spec_decode_num_draft_tokens_total", "trtllm_spec_decode_drafted_tokens_total")
+    accepted = grown("vllm:spec_decode_num_accepted_tokens_total", "trtllm_spec_decode_accepted_tokens_total")
+    if drafted and accepted is not None:
+        seen["acceptance"] = accepted / drafted
+        if drafts:
+            seen["acceptance_length"] = 1.0 + accepted / drafts
+    asked = grown("vllm:prefix_cache_queries_total", "trtllm_prompt_tokens_total")
+    hit = grown("vllm:prefix_cache_hits_total", "trtllm_prompt_cached_tokens_total")
     if asked and hit is not None:
         seen["prefix_reuse_share"] = hit / asked
     return seen
