@@ -4,7 +4,8 @@
 
 Each era (engine and release line) is fitted on its own records. The error that counts is that of records held out: five folds
 of whole groups (model, GPU, format), each predicted by constants fitted on the other four; its quantiles become the intervals
-of profiles/constants/_intervals.yaml. With --write both files are written, the constants from a fit on all records.
+of profiles/constants/_intervals.yaml, and they stand in benchmarks/held_out.csv. With --write these files are written, and the constants from a fit on
+all records.
 Needs numpy and scipy (development only). Minimised: the soft-L1 norm of log(estimate / measurement), beside a pull to priors.
 """
 
@@ -28,6 +29,7 @@ from advisor.estimator import deployment, engines
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ROOT / "profiles" / "constants" / "_engines.yaml"
 INTERVALS = ROOT / "profiles" / "constants" / "_intervals.yaml"
+HELD_OUT = ROOT / "benchmarks" / "held_out.csv"
 FOLDS = 5
 ERAS = {
     "tensorrt-llm 0.14 to 0.17": ("tensorrt-llm", 0),
@@ -41,7 +43,7 @@ BOUNDS = {
     "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm_block": (0.7, 1.5), "gemm4": (0.7, 1.5), "decode": (0.7, 1.4),
     "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5), "moe4": (0.6, 1.6),
     "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9),
-    "pcie_far_share": (0.2, 0.9), "sampling": (1, 20), "fused_fp4": (0.01, 1),
+    "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (10, 1000), "sampling": (1, 20), "fused_fp4": (0.01, 1),
 }  # fmt: skip
 """what is physically plausible"""
 COMMON = [
@@ -51,7 +53,7 @@ COMMON = [
 FITTED = {
     "tensorrt-llm 0.14 to 0.17": [
         *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "moe16", "moe8", "pcie_latency_us", "pcie_share",
-        "pcie_far_share",
+        "pcie_far_share", "pcie_staged_us",
     ],
     "tensorrt-llm 0.19 and later": [
         *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4", "moe_block", "moe4",
@@ -67,7 +69,7 @@ groups determine stays where physics puts it"""
 PRIOR = {
     "sequence_us": 2.0, "waiting_us": 2.0, "step_us": 100.0, "layer_us": 12.0, "moe_layer_us": 20.0, "passes": 14.0,
     "runtime_gib": 2.0, "grace_factor": 1.0, "overlap": 1.2, "launch": 0.7, "sampling": 5.0, "fused_fp4": 0.5,
-    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5,
+    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5, "pcie_staged_us": 250.0,
 }  # fmt: skip
 """of the constants that are not factors on kernel times; those are 1 before anything is measured"""
 
@@ -172,7 +174,9 @@ def main() -> None:
     """Fit, cross-validate, print, and write on request."""
     names = [a for a in sys.argv[1:] if a in ERAS] or list(ERAS)
     measured, _ = read_measurements()
-    fitted, spread = {}, {}
+    fitted: dict[str, dict[str, float]] = {}
+    spread: dict[str, dict[str, dict[str, list[float]]]] = {}
+    lines: list[str] = []
     for era in names:
         records = [r for r in measured if r.era == era]
         start = starting_values(era)
@@ -180,6 +184,7 @@ def main() -> None:
         print(era)
         for regime in dict.fromkeys(r.regime for r in records):
             print(f"  held out  {regime:12s} {summary([x for x in held_out if x[0].regime == regime and x[0].layout_stated])}")
+        lines += [f"{r.id},{era},{e:.4f}" for r, e in held_out]
         spread[era] = intervals([x for x in held_out if x[0].layout_stated])
         fitted[era] = fit(era, [r for r in records if r.regime in WEIGHT and r.layout_stated], start)
         apply(era, fitted[era])
@@ -190,6 +195,9 @@ def main() -> None:
     if "--write" in sys.argv:
         write_engines(fitted)
         library.write_whole(INTERVALS, interval_text(spread))
+        kept = HELD_OUT.read_text(encoding="utf-8").splitlines()[1:] if HELD_OUT.is_file() else []
+        kept = [line for line in kept if line.split(",")[1] not in spread]
+        library.write_whole(HELD_OUT, "\n".join(["id,era,log_error", *sorted(kept + lines)]) + "\n")
 
 
 def interval_text(spread: dict[str, dict[str, dict[str, list[float]]]]) -> str:

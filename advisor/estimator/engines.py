@@ -88,10 +88,21 @@ class Runtime(NamedTuple):
     wire_bandwidth: float
     """the same for collectives: their fixed and mid-size part, and their time per byte"""
     pcie_latency_us: float
+    """of all-reduce over PCIe, per GPU of the ring"""
+    pcie_staged_us: float
+    """added where the published figures show that PCIe peers reach each other through host memory: A100 PCIe"""
     pcie_share: float
     pcie_far_share: float
-    """of all-reduce over PCIe: latency per GPU of the ring, and the share of the bus that it reaches among up to four GPUs
-    and among more, which sit on two sockets"""
+    """share of the bus that an all-reduce reaches among up to four GPUs and among more, which sit on two sockets"""
+    wo_compute: float
+    wo_memory: float
+    wo_rows: float
+    """weight-only formats without a measured kernel: share of the 16-bit kernel's compute and memory rates, and the rows
+    that are multiplied at least"""
+    w4a8_compute: float
+    w4a8_memory: float
+    w4a8_rows: float
+    """the same of INT4 weights with FP8 activations, relative to the FP8 peak"""
     fused_fp4: float
     """share of the activation quantization in the NVFP4 kernel table that the engine fuses away"""
 

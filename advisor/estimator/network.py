@@ -2,8 +2,9 @@
 
     t = t0 + bytes / bandwidth + t1 bytes / (bytes + b1)        bandwidth: bytes of the whole message per second
 
-Fitted per GPU and group size. Over PCIe the fitted table of L40S is 3 to 9 times too slow (facts/estimator.md, 2); there
-45 % of the bus, the value that the RTX PRO 6000's own table implies (0.38 to 0.58), is used.
+Fitted per GPU and group size on kernel tables. Over PCIe the table of L40S is 3 to 9 times slower than what published
+throughput shows (facts/estimator.md, section 2); there, and on PCIe GPUs without a table, an all-reduce is a ring of 2 (n - 1)
+messages at a share of the bus that the published tables determine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import NamedTuple
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime
 
+AMPERE = "a100-sxm-80gb"
+PCIE_4_X16 = 31.5e9
+"""bytes/s per direction: what a GPU whose link is not known is taken to have"""
 LINK_SHARE = 0.6
 """of a link never fitted: what the fitted NVLink tables reach of theirs"""
 
@@ -48,19 +52,12 @@ def all_gather(constants: Constants, n: int, host: Runtime) -> Collective:
 def _collective(constants: Constants, op: str, n: int, passes: float, host: Runtime) -> Collective:
     if n <= 1:
         return NONE
-    traffic = passes * (n - 1) / n
     if (constants.link == "pcie" and not constants.fitted) or constants.gpu == "l40s":
-        bus = constants.link_bytes or 32e9
-        return Collective(
-            host.pcie_latency_us * 1e-6 * passes * (n - 1),
-            traffic / (bus * (host.pcie_share if n <= 4 else host.pcie_far_share)),
-            0.0,
-            1.0,
-        )
+        return _over_pcie(constants, n, passes, host)
     table = constants.ops.get(op, {})
     key = str(n) if str(n) in table else max(table, default=None, key=int)
     if key is None:
-        return Collective(10e-6, traffic / ((constants.link_bytes or 32e9) * LINK_SHARE), 0.0, 1.0)
+        return Collective(10e-6, passes * (n - 1) / n / ((constants.link_bytes or PCIE_4_X16) * LINK_SHARE), 0.0, 1.0)
     vector = table[key]
     return Collective(
         vector["t0_us"] * 1e-6 * host.wire_latency,
@@ -68,3 +65,10 @@ def _collective(constants: Constants, op: str, n: int, passes: float, host: Runt
         vector["t1_us"] * 1e-6 * host.wire_latency,
         vector["b1_mb"] * 1e6,
     )
+
+
+def _over_pcie(constants: Constants, n: int, passes: float, host: Runtime) -> Collective:
+    """A ring of 2 (n - 1) messages for an all-reduce, half of it for an all-gather."""
+    latency = host.pcie_latency_us * 2 * (n - 1) + (host.pcie_staged_us if constants.gpu == AMPERE else 0.0)
+    bus = (constants.link_bytes or PCIE_4_X16) * (host.pcie_share if n <= 4 else host.pcie_far_share)
+    return Collective(passes / 2 * latency * 1e-6, passes * (n - 1) / n / bus, 0.0, 1.0)
