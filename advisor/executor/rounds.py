@@ -161,9 +161,9 @@ class _Run:
         for bits in allowed:
             self.found = self.bench.sensitivities(label, self.scheme, self.calibration, bits=bits, with_fp8=narrow == 4)
             made = replace(self.scheme, wide=(*self.scheme.wide, *self.found.wide), wide_fp8=self.found.wide_fp8)
-            if made == self.scheme:
+            if bits != allowed[-1] and (made == self.scheme or not self._promises(self.found.left)):
                 continue
-            if self.bench.suffices(f"{label}/bits-{bits:g}", made, self.calibration, self._within):
+            if bits == allowed[-1] or self.bench.suffices(f"{label}/bits-{bits:g}", made, self.calibration, self._within):
                 break
         self.scheme = made
         return self._try(remedy.rule, "mixed_precision", made)
@@ -223,6 +223,14 @@ class _Run:
         loss = evaluation.loss_pct(blocks, self.metric, self.request.seed)
         return loss, "no budget" if budget is None else evaluation.judge(loss, budget)
 
+    def _promises(self, left: float) -> bool:
+        """Whether the loss measured last, scaled by the share of the scores that would remain, would keep the budget.
+
+        The scores are second-order and add up; with calibration they are an estimate, so a tenth is left over.
+        """
+        loss, budget = self.facts.get("accuracy_loss_pct"), self.goal.accuracy_budget_pct
+        return budget is None or not isinstance(loss, float) or loss * left <= 0.9 * budget
+
     def _within(self, blocks: Sequence[Block]) -> bool:
         """The preselection of a bit width: a tenth below the budget, since it is seen on calibration prompts."""
         budget = self.goal.accuracy_budget_pct
@@ -236,6 +244,9 @@ class _Run:
         limit_on = "" if self.goal.accuracy_metric == "command" else self.metric
         shipped = evaluation.measure(blocks, "exported files", limit_on=limit_on, budget_pct=budget, seed=seed)
         simulated = evaluation.measure(trial.in_memory, "in memory, before the export", limit_on="", budget_pct=None, seed=seed)
+        if len(trial.in_memory) != len(blocks):
+            base = evaluation.measure_original(trial.in_memory)
+            simulated = (base.model_copy(update={"what": "original, on the prompts measured in memory"}), *simulated)
         limit = (
             "no accuracy budget was set: measured, not judged" if budget is None else f"{verdict}: the budget is {budget:g} %"
         )

@@ -161,6 +161,7 @@ class Bench:
                 "wide": found.wide,
                 "wide_fp8": found.wide_fp8,
                 "bits": found.bits,
+                "left": found.left,
             }, ()
 
         with memory_errors():
@@ -171,6 +172,7 @@ class Bench:
             wide=tuple(value["wide"]),
             wide_fp8=tuple(value["wide_fp8"]),
             bits=value["bits"],
+            left=value["left"],
         )
 
     def suffices(self, name: str, scheme: Scheme, calibration: Sequences, within: Budget) -> bool:
