@@ -67,7 +67,7 @@ class StepCosts:
         node = int(place)
         low = self._node(sequences, node)
         high = self._node(sequences, node + 1)
-        left, right = 2.0 ** (node / NODES_PER_DOUBLING), 2.0 ** ((node + 1) / NODES_PER_DOUBLING)
+        left, right = math.pow(2.0, node / NODES_PER_DOUBLING), math.pow(2.0, (node + 1) / NODES_PER_DOUBLING)
         return low + (high - low) * (context - left) / (right - left)
 
     def _node(self, sequences: int, node: int) -> float:
