@@ -1,0 +1,110 @@
+"""Batching: what steps add up to, on step times that are simple enough to sum by hand."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advisor.estimator.batching import Steps, in_flight, run, static, static_idle_share
+from advisor.estimator.first_token import closed_loop, open_loop
+from advisor.types import Load
+
+
+class Plain:
+    """A step of 10 ms, 1 ms more per 1000 prompt tokens and per 100 running sequences."""
+
+    stages = 1
+    width = 1
+
+    def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
+        return 0.010 + prefill * 1e-6 + decode * 1e-5
+
+    def prompt(self, tokens: float) -> float:
+        return self.step(0.0, 1.0, tokens, tokens)
+
+
+STEP = cast(Steps, Plain())
+
+
+def test_steady_state_by_hand() -> None:
+    # 100 sequences, each 1000 in and 100 out: one ends every step, so each step carries one prompt of 1000 tokens
+    flow = in_flight(STEP, 100, 1000, 100, 8192)
+    assert flow.prompt_share == 1.0
+    assert flow.seconds_per_token == pytest.approx(0.010 + 0.001 + 0.001)
+    assert flow.tokens_per_s == pytest.approx(100 / 0.012)
+
+
+def test_prompts_in_some_of_the_steps_only() -> None:
+    # 10 sequences: a prompt every tenth step
+    flow = in_flight(STEP, 10, 1000, 100, 8192)
+    assert flow.prompt_share == pytest.approx(0.1)
+    assert flow.seconds_per_token == pytest.approx(0.0101 + 0.1 * 0.001)
+
+
+def test_a_prompt_longer_than_the_budget_takes_several_steps() -> None:
+    flow = in_flight(STEP, 1, 10000, 100, 4096)
+    assert flow.chunks == 3
+    assert flow.first_token >= 3 * 0.010
+
+
+def test_the_token_budget_limits_what_decodes() -> None:
+    # 1000 sequences of 1000 in, 100 out would need 10,000 prompt tokens a step
+    flow = in_flight(STEP, 1000, 1000, 100, 2048)
+    assert flow.tokens_per_s * flow.seconds_per_token == pytest.approx(2048 / 11)
+
+
+def test_a_finite_run_ends_with_a_wave_that_does_not_fill_the_slots() -> None:
+    whole, half = run(STEP, 100, 200, 1000, 100, 8192), run(STEP, 100, 150, 1000, 100, 8192)
+    steady = in_flight(STEP, 100, 1000, 100, 8192)
+    assert whole.tokens_per_s == pytest.approx(steady.tokens_per_s)
+    assert half.tokens_per_s < steady.tokens_per_s
+    few = run(STEP, 100, 50, 1000, 100, 8192)
+    assert few.tokens_per_s == pytest.approx(in_flight(STEP, 50, 1000, 100, 8192).tokens_per_s)
+
+
+def test_static_batches_idle_while_the_longest_ends() -> None:
+    even = static(STEP, 100, 1000, 100, 8192)
+    assert even.tokens_per_s == pytest.approx(100 * 100 / (13 * (0.010 + 100 / 13 * 1e-3) + 100 * 0.011))
+    assert static(STEP, 100, 1000, 100, 8192, idle=0.5).tokens_per_s < 0.6 * even.tokens_per_s
+
+
+def test_idle_share_by_hand() -> None:
+    # two draws from {1, 3}: the longest is 3 in three of four cases, 1 in one; mean 2, longest 2.5
+    assert static_idle_share([1.0, 3.0], 2) == pytest.approx(1 - 2 / 2.5)
+    assert static_idle_share([5.0, 5.0, 5.0], 8) == pytest.approx(0.0)
+    assert static_idle_share(Load(isl=1, osl=2, lengths=((1, 1), (1, 3))), 2) == pytest.approx(0.2)
+    assert static_idle_share([1.0], 8) == 0.0
+    assert static_idle_share([1.0, 3.0], 1) == 0.0
+
+
+@given(st.lists(st.floats(1, 1e4), min_size=2, max_size=50), st.integers(1, 512))
+def test_idle_share_is_a_share_and_grows_with_the_batch(lengths: list[float], batch: int) -> None:
+    share = static_idle_share(lengths, batch)
+    assert 0.0 <= share < 1.0
+    assert static_idle_share(lengths, batch + 1) >= share - 1e-9
+
+
+@given(st.floats(1, 2000), st.floats(1, 32768), st.floats(1, 8192), st.floats(256, 16384))
+def test_more_sequences_never_lower_throughput_nor_itl(sequences: float, isl: float, osl: float, budget: float) -> None:
+    flow, more = in_flight(STEP, sequences, isl, osl, budget), in_flight(STEP, sequences * 1.5, isl, osl, budget)
+    assert more.tokens_per_s >= flow.tokens_per_s * 0.999
+    assert more.seconds_per_token >= flow.seconds_per_token * 0.999
+    assert 0 <= flow.prompt_share <= 1 and flow.chunks >= 1
+
+
+def test_the_opening_burst_weighs_one_turn_in_ten() -> None:
+    flow = in_flight(STEP, 64, 1000, 1000, 8192)
+    ten, one = closed_loop(STEP, flow, 64, 1000, 8192, 0.0), closed_loop(STEP, flow, 64, 1000, 8192, 0.0, turns=1)
+    each = STEP.step(32, 1000, 1000)
+    assert one.seconds == pytest.approx(65 / 2 * each, rel=1e-6)
+    assert ten.burst == pytest.approx(one.burst / 10)
+    assert ten.seconds < one.seconds
+
+
+def test_open_arrivals_wait_longer_the_busier_the_engine() -> None:
+    calm, busy = (in_flight(STEP, n, 1000, 100, 8192) for n in (2, 60))
+    assert open_loop(calm, 0.02).request == 0.02
+    assert open_loop(busy, 0.0).waiting > 2 * open_loop(calm, 0.0).waiting

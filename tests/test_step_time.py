@@ -1,0 +1,173 @@
+"""Step times: the forms behave as the hardware does, and as their tables say."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from advisor.estimator.attention import attention
+from advisor.estimator.constants import Constants, constants_of, donor
+from advisor.estimator.engines import runtime, runtime_of
+from advisor.estimator.gemm import gemm
+from advisor.estimator.moe import experts
+from advisor.estimator.network import all_gather, all_reduce
+from advisor.estimator.step_time import StepTime, step_time
+from advisor.library import profile_names
+from advisor.profiler.gpu import find_gpu, gpu_names
+from advisor.profiler.model import read_model
+from advisor.types import Deployment, Engine, TensorRates
+
+FITTED = profile_names("constants")
+HOST = runtime_of(Engine(), "h100-sxm-80gb")
+
+
+def constants(name: str) -> Constants:
+    found = constants_of(find_gpu(name)[0])
+    assert found is not None
+    return found
+
+
+def steps(
+    model: str = "meta-llama/Llama-3.1-8B", gpu: str = "h100-sxm-80gb", engine: str = "1.2.1", **fields: object
+) -> StepTime:
+    deployment = Deployment.model_validate(fields)
+    return step_time(constants(gpu), read_model(model)[0], deployment, Engine(version=engine))
+
+
+def test_nine_gpus_are_fitted_and_every_other_has_a_donor() -> None:
+    assert len(FITTED) == 9
+    for name in gpu_names():
+        gpu = find_gpu(name)[0]
+        assert donor(gpu) in FITTED
+        found = constants_of(gpu)
+        assert found is not None and found.fitted == (name in FITTED)
+
+
+def test_a_gpu_without_bandwidth_has_no_times() -> None:
+    gpu = find_gpu("h100-sxm-80gb")[0]
+    unknown = gpu.model_copy(update={"id": None, "bandwidth_gb_s": None})
+    assert constants_of(unknown) is None
+    assert constants_of(gpu.model_copy(update={"id": None, "tflops": TensorRates()})) is None
+
+
+def test_a_donors_constants_are_used_with_the_gpus_own_peaks() -> None:
+    found = constants("h100-pcie-80gb")
+    assert found.gpu == "h100-sxm-80gb" and not found.fitted
+    assert found.bandwidth == find_gpu("h100-pcie-80gb")[0].bandwidth_gb_s * 1e9  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("gpu", FITTED)
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "fp8_block", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq", "nvfp4"])
+def test_multiplications_take_longer_with_more_rows_and_are_never_faster_than_the_hardware(gpu: str, weights: str) -> None:
+    found = constants(gpu)
+    bits = {"bf16": 16, "int4_awq": 4.1, "w4a8_awq": 4.1, "nvfp4": 4.5}.get(weights, 8)
+    op = gemm(found, HOST, weights, 8192, 8192, bits)  # type: ignore[arg-type]
+    times = [op.seconds(m) for m in (1, 2, 4, 8, 32, 128, 512, 2048, 8192)]
+    assert all(a <= b * 1.0001 for a, b in itertools.pairwise(times))
+    assert times[0] > 8192 * 8192 * bits / 8 / found.bandwidth / 1.2  # L2 and rounding of the fit allow for some
+    fastest = max(peak for peak in found.peaks.values() if peak)
+    assert times[-1] > 2 * 8192**3 / fastest
+
+
+def test_published_ratios_of_int4_over_bf16_come_out() -> None:
+    # ModelOpt benchmark.md, H200, TensorRT-LLM 0.15, Llama-3.1-8B: INT4 AWQ beats BF16 at a batch of 1, not at 8 and 64
+    found = constants("h200-sxm-141gb")
+    old = runtime("tensorrt-llm", "0.15", "x86")
+    sixteen, four = (gemm(found, old, form, 4096, 28672, bits) for form, bits in (("bf16", 16), ("int4_awq", 4.125)))  # type: ignore[arg-type]
+    assert four.seconds(1) < 0.6 * sixteen.seconds(1)
+    assert four.seconds(8) > sixteen.seconds(8)
+    assert four.seconds(16384) > 1.2 * sixteen.seconds(16384)
+
+
+def test_static_fp8_is_faster_than_dynamic() -> None:
+    found = constants("h100-sxm-80gb")
+    static, dynamic = (gemm(found, HOST, form, 4096, 4096, 8) for form in ("fp8", "fp8_rowwise"))  # type: ignore[arg-type]
+    assert static.seconds(16) < dynamic.seconds(16)
+
+
+@pytest.mark.parametrize("gpu", FITTED)
+@pytest.mark.parametrize("kv", ["bf16", "fp8"])
+def test_decode_attention_reads_its_cache_at_most_at_the_bandwidth(gpu: str, kv: str) -> None:
+    found, model = constants(gpu), read_model("meta-llama/Llama-3.1-8B")[0]
+    op = attention(found, HOST, model, kv, 1, math.inf)  # type: ignore[arg-type]
+    read = 512 * 4096 * 2 * 8 * 128 * (2 if kv == "bf16" else 1)
+    assert read / found.bandwidth < op.decode(512, 4096) < 3 * read / found.bandwidth
+    assert op.decode(1, 128) < op.decode(1, 8192) < op.decode(64, 8192)
+    assert op.decode(0, 1000) == 0.0
+
+
+def test_prefill_attention_grows_with_the_square_of_the_prompt_and_windows_cap_it() -> None:
+    found, model = constants("h100-sxm-80gb"), read_model("meta-llama/Llama-3.1-8B")[0]
+    whole = attention(found, HOST, model, "bf16", 1, math.inf)
+    window = attention(found, HOST, model, "bf16", 1, 1024.0)
+    assert 3 < whole.prefill(32768, 32768) / whole.prefill(16384, 16384) < 4.2
+    assert window.prefill(32768, 32768) < 0.3 * whole.prefill(32768, 32768)
+    assert window.prefill(512, 512) == pytest.approx(whole.prefill(512, 512))
+
+
+def test_experts_are_touched_as_tokens_come() -> None:
+    found, model = constants("b200"), read_model("Qwen/Qwen3-30B-A3B")[0]
+    assert model.moe is not None
+    op = experts(found, HOST, model, model.moe, "nvfp4", 4.5, 1, 1)
+    times = [op.seconds(m) for m in (1, 4, 16, 64, 256, 1024, 4096)]
+    assert all(a < b for a, b in itertools.pairwise(times))
+    assert times[2] / times[0] > 2  # sixteen tokens wake many more experts than one
+    assert times[5] / times[4] < 3  # then all are awake
+
+
+@pytest.mark.parametrize("gpu", FITTED)
+def test_collectives_grow_with_their_bytes(gpu: str) -> None:
+    found = constants(gpu)
+    for collective in (all_reduce(found, 4, HOST), all_gather(found, 4, HOST)):
+        times = [collective.seconds(size) for size in (1e4, 1e6, 1e8)]
+        assert times[0] < times[1] < times[2]
+    assert all_reduce(found, 1, HOST).seconds(1e9) == 0.0
+
+
+def test_pcie_is_far_slower_than_nvlink() -> None:
+    nvlink, pcie = (all_reduce(constants(name), 4, HOST).seconds(32e6) for name in ("h100-sxm-80gb", "l40s"))
+    assert pcie > 10 * nvlink
+
+
+def test_a_step_is_the_sum_of_its_parts() -> None:
+    step = steps()
+    part = step.parts(64, 2000, 0, 1)
+    assert part.gpu == pytest.approx(part.gemm + part.attention + part.experts + part.network + part.elementwise)
+    assert step.step(64, 2000) >= max(part.gpu, part.host)
+    assert step.step(64, 2000) <= part.gpu + part.host + 1e-9
+    assert step.step(64, 2000, 1000, 1000) > step.step(64, 2000)
+
+
+def test_tensor_parallel_speeds_up_but_less_than_linearly() -> None:
+    one, eight = (steps("meta-llama/Llama-3.1-70B", "h200-sxm-141gb", weights="fp8", tensor_parallel=n) for n in (1, 8))
+    assert 1.5 < one.step(64, 1000) / eight.step(64, 1000) < 8
+
+
+def test_pipeline_stages_do_not_speed_up_a_single_stream_but_carry_more() -> None:
+    one, four = (steps("meta-llama/Llama-3.1-70B", "h100-sxm-80gb", weights="fp8", pipeline_parallel=n) for n in (1, 4))
+    assert four.step(4, 1000) > 0.9 * one.step(4, 1000)
+    assert four.step(512, 1000) < one.step(512, 1000)  # each stage works on a quarter of the sequences at a time
+
+
+def test_attention_dp_divides_the_sequences_and_gathers_tokens() -> None:
+    tp = steps("deepseek-ai/DeepSeek-R1", "b200", weights="nvfp4", tensor_parallel=8)
+    dp = steps("deepseek-ai/DeepSeek-R1", "b200", weights="nvfp4", tensor_parallel=8, attention_dp=True)
+    assert dp.width == 8 and tp.width == 1
+    assert dp.parts(2048, 4000, 0, 1).attention < tp.parts(2048, 4000, 0, 1).attention
+
+
+def test_without_cuda_graphs_a_small_batch_waits_for_launches() -> None:
+    model = "deepseek-ai/DeepSeek-R1"
+    graphs, eager = (steps(model, "b200", weights="nvfp4", tensor_parallel=8, cuda_graphs=on) for on in (True, False))
+    # TensorRT-LLM tech blog 1: 7.22 times at a batch of one
+    assert 3 < eager.step(1, 2048) / graphs.step(1, 2048) < 12
+
+
+def test_releases_take_the_last_entry_that_they_reach() -> None:
+    old, new = runtime("tensorrt-llm", "0.17", "x86"), runtime("tensorrt-llm", "1.2.1", "x86")
+    assert old.block == 64 and new.block == 32
+    assert runtime("tensorrt-llm", "0.21.0rc1", "x86") == new._replace(name="tensorrt-llm")
+    assert runtime("tensorrt-llm", "gpt-oss-dev", "x86") == new
+    assert runtime("tensorrt-llm", "1.2.1", "grace").sequence_us != new.sequence_us or new.sequence_us == 0
