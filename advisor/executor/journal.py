@@ -119,6 +119,9 @@ class file_errors:  # noqa: N801 (reads as a function)
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, OSError):
             raise file_problem(error, self.path) from None
+        if type(error).__name__ == "SafetensorError":  # the library wraps the system's error in words
+            full = f"code: {errno.ENOSPC}" in str(error) or f"code: {errno.EDQUOT}" in str(error)
+            raise file_problem(OSError(errno.ENOSPC if full else errno.EIO, str(error)), self.path) from None
 
 
 def file_problem(error: OSError, path: Path) -> AdvisorError:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advisor.errors import FileProblem
 from advisor.executor import causal_model
 from advisor.executor.checkpoint import quantization_record
 from advisor.executor.journal import Journal, file_errors, hash_folder, sync_and_hash, sync_folder
@@ -77,6 +78,12 @@ def publish(
 def was_published(journal: Journal, out: Path) -> bool:
     """Whether an earlier run was stopped after the folder had been renamed into its place."""
     return out.exists() and any(event["event"] == "publishing" for event in journal.events)
+
+
+def check_free(out: Path) -> None:
+    """Raise FileProblem when something stands where the output folder is to appear."""
+    if out.exists():
+        raise FileProblem("the output folder is there already", where=str(out), hint="remove it, or give another --out")
 
 
 def finish(journal: Journal, out: Path) -> Outcome:

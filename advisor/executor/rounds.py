@@ -41,6 +41,7 @@ def carry_out(
     with Journal(request.work) as journal:
         if publication.was_published(journal, request.out):
             return publication.finish(journal, request.out)
+        publication.check_free(request.out)
         prompts = _whole(parameters.get("calibration_prompts"), 0) or None
         material = gather_material(request, profile, plan, folder, journal, prompts, progress)
         run = _Run(request, profile, plan, material, Bench(folder, journal, progress, request.seed), progress)
@@ -70,6 +71,7 @@ class _Run:
         self.trials: list[tuple[Trial, float]] = []
         self.round = 0
         self.scheme: Scheme | None = None
+        self.parameters: dict[str, object] = {}
         self.refused: set[str] = set()
         self.found: Sensitivities | None = None
         memory = plan.expected.memory_gib
@@ -79,6 +81,7 @@ class _Run:
     def go(self, parameters: dict[str, object], ask: Ask) -> bool:
         """Rounds until the gate passes or nothing is left. True: passed, or there was nothing to judge."""
         deployment = self.plan.deployment
+        self.parameters = parameters
         if self.split is None:
             return True
         rule = next((step.rule for step in self.plan.steps if "weights" in step.changes), None) or next(
@@ -144,7 +147,7 @@ class _Run:
         own = self.request.production is None
         self.calibration = (*self.calibration, *fresh)[:wanted] if own else fresh[:wanted]
         self._note_calibration()
-        return self._try(remedy.rule, "recalibrate", self._tuned({"alphas": ALPHAS}))
+        return self._try(remedy.rule, "recalibrate", self._tuned(self.parameters))
 
     def _mix(self, remedy: Remedy) -> str | None:
         assert self.scheme is not None
