@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from smollm import CACHE
 
 from advisor.errors import InputError
 from advisor.executor import aiperf, load
@@ -284,3 +285,21 @@ def test_aiperf_is_found_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert aiperf.find(sys.executable) == sys.executable
     with pytest.raises(InputError, match="no such program"):
         aiperf.find("/no/such/aiperf")
+
+
+@pytest.mark.slow
+def test_aiperf_measures_what_our_own_client_measures(server: Server) -> None:
+    """NVIDIA's client on the same requests to the same server: the pace that is known, by both."""
+    program = aiperf.find()
+    tokenizer = CACHE / "SmolLM2-135M-Instruct"
+    if program is None or not (tokenizer / "tokenizer.json").exists():
+        pytest.skip("not run: aiperf or a tokenizer is not here; name aiperf's program in ADVISE_AIPERF")
+    found = aiperf.sender(program, str(tokenizer))(server, make_requests([(16, 11)], 8, vocab=1000), "in-flight", 2, 60)
+    assert [answer.error for answer in found.answers] == [""] * 8 and not found.cut
+    assert {answer.tokens for answer in found.answers} == {11}
+    first = [answer.first - answer.sent for answer in found.answers if answer.first is not None]
+    rest = [(answer.last - answer.first) / 10 for answer in found.answers if answer.first is not None]
+    assert PREFILL <= min(first) < 3 * PREFILL
+    assert 0.9 * STEP <= min(rest) < 2 * STEP
+    with pytest.raises(ValueError, match="does not send static"):
+        aiperf.sender(program, str(tokenizer))(server, [], "static", 2, 60)

@@ -121,7 +121,8 @@ def stop_left_over(journal: Path | None = None) -> tuple[str, ...]:
 
 def _start(launch: Launch, log: Path, marker: str) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **launch.environment, MARKER: marker}
+    # setproctitle, which engines name their processes with, would overwrite the environment that /proc shows
+    environment = {**os.environ, **launch.environment, MARKER: marker, "SPT_NOENV": "1"}
     with log.open("ab") as file:
         try:
             return subprocess.Popen(
