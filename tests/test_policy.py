@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import sys
 from datetime import date
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sample_profiles as samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from advisor import pipeline
 from advisor.cli import main
 from advisor.errors import FileProblem, InputError, NoPlanFits, PolicyProblem, RuleProblem
+from advisor.reasoner.decision import decide
+from advisor.reasoner.diagnosis import diagnose
 from advisor.reasoner.policing import budget_for, govern, remedy_ban, seconds_allowed, version_allowed
 from advisor.reasoner.policy_file import read_policy
-from advisor.types import Policy, Profile, Quantized, Report
+from advisor.types import Policy, Profile, Quantized, Report, Speculation
 
 FP8_KV = "kv-cache-starves-batch/fp8-kv-cache"
+RULEBOOK = pipeline.rules()
 FP8_WEIGHTS = "weights-slow-decode/fp8-weights"
 WHOLE = """\
 techniques:
@@ -167,6 +173,47 @@ def test_a_layout_limit_is_kept_and_its_cost_named(tmp_path: Path) -> None:
     report = _advised(tmp_path, "deployment: {tensor_parallel: [1]}\n", profile)
     assert free.plan.deployment.tensor_parallel > 1 and report.plan.deployment.tensor_parallel == 1
     assert any("tensor_parallel: 1" in one.reason and "it costs" in one.reason for one in report.plan.rejected)
+
+
+FIELD_VALUES: dict[str, list[Any]] = {
+    "weights": ["bf16", "fp8", "int4_awq", "nvfp4"],
+    "kv_cache": ["bf16", "fp8"],
+    "batching": ["in-flight", "static"],
+    "tensor_parallel": [1, 2, 4],
+    "replicas": [1, 2, 4],
+    "chunked_prefill": [True, False],
+    "cuda_graphs": [True, False],
+    "scheduler_policy": ["guaranteed_no_evict", "max_utilization"],
+    "speculation": ["ngram", "draft", "eagle3", "mtp"],
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    fields=st.fixed_dictionaries(
+        {}, optional={name: st.lists(st.sampled_from(values), unique=True) for name, values in FIELD_VALUES.items()}
+    ),
+    forbid=st.lists(st.sampled_from(["*/fp8-*", "kv-cache-starves-batch/*", "gpus-left-over/*", "single-stream-slow/*"])),
+    concurrency=st.sampled_from([1.0, 8.0, 64.0, 512.0]),
+    count=st.sampled_from([1, 4]),
+    objective=st.sampled_from(["throughput", "latency", "cost"]),
+)
+def test_no_deployment_that_is_tried_is_outside(
+    fields: dict[str, list[Any]], forbid: list[str], concurrency: float, count: int, objective: Any
+) -> None:
+    policy = Policy(deployment={name: tuple(values) for name, values in fields.items()}, forbid=tuple(forbid))
+    goal = pipeline.Goal(objective=objective)
+    profile = samples.profile(gpu=samples.gpu(count=count), traffic=samples.traffic(concurrency=concurrency), goal=goal)
+    try:
+        decision = decide(profile, RULEBOOK, diagnose(profile, RULEBOOK), policy=policy)
+    except NoPlanFits:
+        return
+    for one in (*decision.tried, decision.chosen):
+        for name, values in fields.items():
+            value = getattr(one.deployment, name)
+            value = value.method if isinstance(value, Speculation) else value
+            assert value in values or (name == "speculation" and value is None)
+        assert not [rule for rule in one.candidate.rules for pattern in forbid if fnmatchcase(rule, pattern)]
 
 
 def test_an_allow_list_forbids_the_rest(tmp_path: Path) -> None:

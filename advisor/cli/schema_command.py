@@ -6,7 +6,7 @@ import click
 
 from advisor.cli.options import output_option, show
 
-VALUES = ("Report", "Profile", "Plan", "Finding", "Deployment", "Point", "Estimate", "Rule", "Change")
+VALUES = ("Report", "Profile", "Plan", "Finding", "Deployment", "Point", "Estimate", "Rule", "Change", "Policy", "Answer")
 
 
 @click.command("schema")
