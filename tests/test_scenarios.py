@@ -17,7 +17,7 @@ from advisor import pipeline
 from advisor.errors import InputError
 from advisor.reasoner.choice import aim, violations, worth
 from advisor.reasoner.decision import decide
-from advisor.reasoner.diagnosis import diagnose
+from advisor.reasoner.diagnosis import diagnose, find_firing
 from advisor.reasoner.rejection import describe
 from advisor.reasoner.support import lookup
 from advisor.types import Plan, Report
@@ -171,7 +171,9 @@ SCENARIOS = (
 @pytest.mark.parametrize("expected", SCENARIOS, ids=lambda one: one.why)
 def test_an_expert_would_choose(expected: Expected) -> None:
     profile, rulebook = pipeline.profile(expected.model, **expected.question), pipeline.rules()
-    decision = decide(profile, rulebook, diagnose(profile, rulebook))
+    firing = find_firing(profile, rulebook)
+    assert [one.rule for one in firing] == [one.rule for one in diagnose(profile, rulebook) if one.verdict == "fires"]
+    decision = decide(profile, rulebook, firing)
     chosen = decision.chosen.deployment
     values = chosen.model_dump() | {"speculation": chosen.speculation and chosen.speculation.method}
     assert decision.feasible

@@ -20,6 +20,19 @@ def diagnose(profile: Profile, rulebook: Rulebook) -> tuple[Finding, ...]:
     return tuple(judge(rule, facts, facts.find_out) for rule in rules)
 
 
+def find_firing(profile: Profile, rulebook: Rulebook) -> tuple[Finding, ...]:
+    """Only the rules that fire, without evidence: what a search asks of a moved profile. A rule's lines are read up to the
+    first that does not hold, so that facts which cost an estimate are not made in vain."""
+    facts = gather_facts(profile)
+    rules = sorted((rule for rule in rulebook.rules if rule.status != "retired"), key=lambda rule: rule.id)
+    return tuple(
+        Finding(rule=rule.id, seed_row=rule.seed_row, verdict="fires", safety=rule.safety, evidence=(),
+                problem=rule.problem, why=rule.why, remedy=rule.remedy, references=rule.references)
+        for rule in rules
+        if all(evaluate(parse(line), facts).holds is True for line in (*rule.when, *rule.requires))
+    )  # fmt: skip
+
+
 def judge(rule: Rule, facts: Mapping[str, Scalar], find_out: Callable[[str], str] = how_to_find_out) -> Finding:
     """One rule's verdict; every line is evaluated and leaves its evidence, those of `when` first."""
     when = [evaluate(parse(line), facts, find_out) for line in rule.when]

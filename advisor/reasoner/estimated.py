@@ -101,13 +101,24 @@ class Estimates:
         return sequence_bytes(memory, self.load.isl + self.load.osl) / memory.capacity
 
     @cached_property
-    def drafting(self) -> tuple[Outlook, float] | None:
-        """The best speculation that model and engine have, and the requests in flight per replica that it was judged at.
+    def drafted(self) -> tuple[Deployment, float] | None:
+        """What speculation is judged on, and its requests in flight per replica: the baseline; where that does not fit, the
+        same with the narrowest native weights, then with 4-bit ones."""
+        first = self.baseline.weights if self._knows_checkpoint else None
+        for weights in (first, self.narrowest[0], "int4_awq"):
+            deployment = self.baseline.model_copy(update={"weights": weights})
+            made = self._estimate(deployment, self.load) if weights is not None else None
+            if made is not None and made.fits and made.concurrency is not None:
+                return deployment, made.concurrency / deployment.replicas
+        return None
 
-        On the baseline; where that does not fit, with the narrowest native weights in its place, then with 4-bit ones.
+    @cached_property
+    def drafting(self) -> Outlook | None:
+        """The best speculation that model and engine have.
+
         N-grams only with a measured acceptance: the published ones are those of texts that repeat themselves.
         """
-        profile, baseline = self.profile, self.baseline
+        profile = self.profile
         model = with_measured_acceptance(profile.model, profile.measured)
         methods = tuple(
             method
@@ -115,14 +126,9 @@ class Estimates:
             if supported(profile, "speculation", method) != "impossible"
             and (method != "ngram" or profile.measured.get("ngram_acceptance") is not None)
         )
-        first = baseline.weights if self._knows_checkpoint else None
-        for weights in (first, self.narrowest[0], "int4_awq"):
-            deployment = baseline.model_copy(update={"weights": weights})
-            made = self._estimate(deployment, self.load) if weights is not None else None
-            if made is not None and made.fits and made.concurrency is not None:
-                found = best(model, profile.gpu, deployment, self.load, profile.engine, methods)
-                return None if found is None else (found, made.concurrency / baseline.replicas)
-        return None
+        if self.drafted is None:
+            return None
+        return best(model, profile.gpu, self.drafted[0], self.load, profile.engine, methods)
 
     @cached_property
     def narrowest(self) -> tuple[WeightFormat | None, Estimate | None]:
@@ -269,13 +275,13 @@ def _batch(every: Estimates) -> float | None:
     return None if made is None or made.concurrency is None else made.concurrency / every.baseline.replicas
 
 
-def _drafting(get: Callable[[Outlook, float], Scalar]) -> Getter:
-    return lambda every: None if every.drafting is None else get(*every.drafting)
+def _drafting(get: Callable[[Outlook], Scalar]) -> Getter:
+    return lambda every: None if every.drafting is None else get(every.drafting)
 
 
 def _break_even(every: Estimates) -> float | None:
     """Per replica, as the batch is."""
-    return None if every.drafting is None else every.drafting[0].break_even_concurrency / every.baseline.replicas
+    return None if every.drafting is None else every.drafting.break_even_concurrency / every.baseline.replicas
 
 
 def _fit(name: str, **changes: Any) -> dict[str, Getter]:
@@ -310,10 +316,10 @@ ESTIMATED: dict[str, Getter] = {
     "fit.native.weights": lambda every: every.narrowest[0],
     "fit.native.weight_share": lambda every: _weight_share(every.narrowest[1]),
     "fit.native.coverage": lambda every: _ratio(_room(every.narrowest[1]), every.demand),
-    "speculation.best_method": _drafting(lambda outlook, _: outlook.speculation.method),
-    "speculation.best_draft_len": _drafting(lambda outlook, _: outlook.speculation.draft_len),
-    "speculation.gain": _drafting(lambda outlook, _: outlook.gain),
-    "speculation.batch": _drafting(lambda _, batch: batch),
+    "speculation.best_method": _drafting(lambda outlook: outlook.speculation.method),
+    "speculation.best_draft_len": _drafting(lambda outlook: outlook.speculation.draft_len),
+    "speculation.gain": _drafting(lambda outlook: outlook.gain),
+    "speculation.batch": lambda every: None if every.drafted is None else every.drafted[1],
     "speculation.break_even_concurrency": _break_even,
     "gain.fp8_kv": _gain(kv_cache="fp8"),
     "gain.int4_over_fp8": lambda every: _ratio(_throughput(every.of(weights="int4_awq")), _throughput(every.of(weights="fp8"))),

@@ -6,7 +6,7 @@ from advisor.errors import NoPlanFits, NotPossible
 from advisor.reasoner.candidates import LAYOUT, Option
 from advisor.reasoner.choice import Tried, aim, pareto, worth
 from advisor.reasoner.decision import Decision, Search, decide
-from advisor.reasoner.diagnosis import diagnose
+from advisor.reasoner.diagnosis import find_firing
 from advisor.reasoner.fallbacks import find_fallbacks
 from advisor.reasoner.flips import find_flips
 from advisor.reasoner.forbidden import Asked, cost_of_policy, forbidden, ways_out
@@ -65,7 +65,7 @@ def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], po
 
 def _decided(profile: Profile, rulebook: Rulebook, policy: Policy | None) -> Decision | None:
     try:
-        return decide(profile, rulebook, diagnose(profile, rulebook), policy=policy)
+        return decide(profile, rulebook, find_firing(profile, rulebook), policy=policy)
     except (NotPossible, NoPlanFits):
         return None
 
