@@ -120,7 +120,7 @@ class file_errors:  # noqa: N801 (reads as a function)
         if isinstance(error, OSError):
             raise file_problem(error, self.path) from None
         if type(error).__name__ == "SafetensorError":  # the library wraps the system's error in words
-            full = f"code: {errno.ENOSPC}" in str(error) or f"code: {errno.EDQUOT}" in str(error)
+            full = any(f"os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
             raise file_problem(OSError(errno.ENOSPC if full else errno.EIO, str(error)), self.path) from None
 
 
