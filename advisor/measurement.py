@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.errors import GpuProblem, InputError, MissingExtra, NoPlanFits, NotPossible
 from advisor.executor import aiperf
-from advisor.executor.checking import Order, Way, check
+from advisor.executor.checking import Order, Way, check, limits_of
 from advisor.executor.engines import stop_left_over
 from advisor.executor.evidence import Observation, errors_so_far, evidence_file, read, record
 from advisor.executor.measuring import Bounds, Measured
 from advisor.executor.verifying import PREDICTED
 from advisor.library import write_whole
-from advisor.types import Change, Deployment, Estimate, Load, Profile, Report
+from advisor.types import Change, Deployment, Estimate, Load, Profile, Report, Scalar
 
 if TYPE_CHECKING:
     from advisor.executor.checking import Tell
@@ -52,7 +52,7 @@ def measure(
     no_evidence: bool = False,
     tell: Tell = lambda _line: None,
 ) -> Report:
-    """Serve a report's plan, load it as its traffic says, judge it; write out/report.json and out/report.html.
+    """Serve a report's plan, load it as its traffic says, judge it; write report.json, report.html, measured.json into out.
 
     The options are those of `advise measure`; `seconds` bound each way of serving. Returns the report with a Change for each
     way that was measured: first static batching and the baseline where asked for, then the plan.
@@ -92,7 +92,7 @@ def measure(
     took = time.monotonic() - began
     noted = _noted(changes, keep_formats and report.plan.deployment != ways[-1].deployment, program, took)
     measured_report = report.model_copy(update={"changes": (*report.changes, *noted)})
-    _write(measured_report, out)
+    _write(measured_report, _facts(profile, ways, measured), out)
     if not no_evidence:
         record(evidence_file(evidence), _observations(profile, machine, ways, measured, program))
     return measured_report
@@ -221,11 +221,28 @@ def _noted(changes: Sequence[Change], formats_kept: bool, program: str | None, t
     return (*others, last.model_copy(update={"detail": " ".join([last.detail, *notes])}))
 
 
-def _write(report: Report, out: Path) -> None:
+def _facts(profile: Profile, ways: Sequence[Way], measured: Sequence[Measured]) -> dict[str, Scalar]:
+    """Measured facts for `advise --measured`. The acceptance is left out: it is that of random prompts."""
+    found: dict[str, Scalar] = {}
+    for way, one in zip(ways, measured, strict=True):
+        values = {figure.metric: figure.value for figure in one.figures}
+        if way.static and "idle_share" in values:
+            found["idle_share"] = values["idle_share"]
+        if way.gated:
+            found |= {name: values[name] for name in ("ttft_ms", "itl_ms", "output_tokens_per_s") if name in values}
+            if "output_tokens_per_s" in found:  # the fact is of the whole deployment, one replica was measured
+                found["output_tokens_per_s"] = values["output_tokens_per_s"] * way.deployment.replicas
+            ratios = [values[name] / limit for name, limit in limits_of(profile.goal).items() if name in values]
+            found |= {"limit_ratio": max(ratios)} if ratios else {}
+    return found
+
+
+def _write(report: Report, facts: Mapping[str, Scalar], out: Path) -> None:
     from advisor.report.rendering import render
 
     write_whole(out / "report.json", report.model_dump_json(indent=2) + "\n")
     write_whole(out / "report.html", render(report, "html"))
+    write_whole(out / "measured.json", json.dumps(facts, indent=1) + "\n")
 
 
 def _observations(

@@ -115,6 +115,11 @@ def test_from_a_plan_to_a_report_and_back_into_later_estimates(user: User, stand
     idle = next(figure for figure in static.serving if figure.metric == "idle_share")
     assert idle.predicted is not None and abs(idle.value - idle.predicted) < 0.2
 
+    facts = json.loads((user.folder / "out" / "measured.json").read_text())
+    assert set(facts) == {"ttft_ms", "itl_ms", "output_tokens_per_s", "idle_share", "limit_ratio"} and facts["limit_ratio"] < 1
+    asked = load_report(user.plan("--itl-ms", "1000", "--measured", str(user.folder / "out" / "measured.json")))
+    assert asked.profile.measured["idle_share"] == idle.value
+
     assert "itl_ms measured / predicted" in user.advise("evidence")
     rows = json.loads(user.advise("evidence", "--format", "json"))
     assert {row["metric"] for row in rows} == {"ttft_ms", "itl_ms", "output_tokens_per_s", "request_latency_ms"}

@@ -14,7 +14,7 @@ import click
     type=click.Path(),
     default="measured",
     show_default=True,
-    help="Folder for report.json, report.html, logs.",
+    help="Folder for the report and the logs.",
     metavar="DIR",
 )
 @click.option("--url", help="Measure the server that runs there instead of starting one.", metavar="URL")
@@ -73,7 +73,8 @@ def command(report_file: str | None, stop: bool, out: str, **options: Any) -> in
     """Serve a report's plan, load the server as the traffic says, and compare with the limits and the prediction.
 
     Starts the engine on loopback, measures the baseline and the plan, writes DIR/report.json and DIR/report.html with what
-    was measured, and keeps it as evidence. Status 3: a limit is missed, cannot be told, or requests failed.
+    was measured and DIR/measured.json for --measured, and keeps it as evidence. Status 3: a limit is missed or cannot be
+    told, or requests failed.
     """
     from pathlib import Path
 
@@ -95,6 +96,6 @@ def command(report_file: str | None, stop: bool, out: str, **options: Any) -> in
     made = [change for change in report.changes if change.action == "measure"]
     for change in made:
         click.echo(f"{change.rule}, gate {change.gate}: {change.detail}")
-    for name in ("report.json", "report.html"):
+    for name in ("report.json", "report.html", "measured.json"):
         click.echo(str(Path(out) / name))
     return 3 if any(change.gate in ("failed", "inconclusive") for change in made) else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -65,21 +66,39 @@ def _run(
         "--concurrency", str(min(slots, len(requests))), "--request-count", str(len(requests)), "--use-server-token-count",
         "--no-server-metrics", "--no-gpu-telemetry", "--ui-type", "none", "--output-artifact-dir", str(folder / "out"),
     ]  # fmt: skip
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + SPARE, check=False, cwd=folder)
-    except subprocess.TimeoutExpired:
-        raise ClientFailed(f"aiperf did not end within {seconds + SPARE:,.0f} s", where=program, hint="--own-client") from None
-    except OSError as error:
-        raise ClientFailed(f"aiperf cannot be started: {error.strerror}", where=program, hint="--own-client") from None
+    status, output = _finished(command, folder, seconds + SPARE)
     records = next(iter(sorted((folder / "out").rglob("profile_export.jsonl"))), None)
     if records is None:
-        tail = "\n       ".join((done.stdout + done.stderr).splitlines()[-8:])
-        raise ClientFailed(f"aiperf ended with status {done.returncode} and no records", where=program, hint=tail)
+        tail = "\n       ".join(output.splitlines()[-8:])
+        raise ClientFailed(f"aiperf ended with status {status} and no records", where=program, hint=tail)
     answers = [answer_of(json.loads(line)) for line in records.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not answers:
         raise ClientFailed("aiperf recorded no request", where=program, hint="try --own-client")
     started, ended = min(a.sent for a in answers), max(a.last for a in answers)
     return Round(tuple(answers), slots, started, ended, cut=len(answers) < len(requests))
+
+
+def _finished(command: Sequence[str], folder: Path, seconds: float) -> tuple[int, str]:
+    """Status and output of a command in a session of its own; whatever ends the wait ends all of that session's group."""
+    log = folder / "aiperf.log"
+    with log.open("wb") as file:
+        try:
+            process = subprocess.Popen(
+                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )
+        except OSError as error:
+            what = f"aiperf cannot be started: {error.strerror}"
+            raise ClientFailed(what, where=command[0], hint="try --own-client") from None
+    try:
+        status = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        what = f"aiperf did not end within {seconds:,.0f} s"
+        raise ClientFailed(what, where=command[0], hint="try --own-client") from None
+    finally:
+        if process.poll() is None:  # only while it lives is the number certainly that of its group
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return status, log.read_text(encoding="utf-8", errors="replace")
 
 
 def answer_of(record: dict[str, object]) -> Answer:
