@@ -106,7 +106,8 @@ def cost_of_policy(asked: Asked, decision: Decision) -> tuple[str, ...]:
     if free is None or not _is_outside(asked, free):
         return ()
     figures = compare(free.chosen.estimate, decision.chosen.estimate, asked.profile, judged=False)
-    return (f"Without the policy {asked.policy.file or GIVEN} the plan would be {describe(free.chosen.deployment)}: {figures}.",)
+    file = asked.policy.file or GIVEN
+    return (f"Without the policy {file} the plan would be {describe(free.chosen.deployment)}: {figures}.",)
 
 
 def _is_outside(asked: Asked, free: Decision) -> bool:
