@@ -115,6 +115,7 @@ def test_from_a_plan_to_a_report_and_back_into_later_estimates(user: User, stand
     idle = next(figure for figure in static.serving if figure.metric == "idle_share")
     assert idle.predicted is not None and abs(idle.value - idle.predicted) < 0.2
 
+    assert "Measured on a server: every limit was kept." in (user.folder / "out" / "report.html").read_text()
     facts = json.loads((user.folder / "out" / "measured.json").read_text())
     assert set(facts) == {"ttft_ms", "itl_ms", "output_tokens_per_s", "idle_share", "limit_ratio"} and facts["limit_ratio"] < 1
     asked = load_report(user.plan("--itl-ms", "1000", "--measured", str(user.folder / "out" / "measured.json")))
@@ -139,6 +140,7 @@ def test_a_missed_limit_is_status_3_and_another_machine_has_no_prediction(user: 
     assert served.gate == "failed" and "ITL limit of 9 ms failed" in text
     assert all(figure.predicted is None for figure in served.serving if figure.metric != "idle_share")
     assert "no prediction for this machine" in served.detail
+    assert "Measured on a server: a limit is missed" in (user.folder / "out" / "report.html").read_text()
 
 
 def test_a_trace_is_replayed_at_its_own_times(user: User, stand_in: Server) -> None:

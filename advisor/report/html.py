@@ -54,7 +54,15 @@ def render_html(report: Report) -> str:
 
 def headline(report: Report) -> tuple[str, str] | None:
     """(kind, sentence) of the banner: what stands in the way, or what was done; None for a plan that is only a plan."""
-    gates = [change.gate for change in report.changes]
+    judged = [change for change in report.changes if (change.action, change.gate) != ("measure", "not run")]
+    gates = [change.gate for change in judged]
+    only_measured = all(change.action == "measure" for change in judged)
+    if "failed" in gates and only_measured:
+        return "bad", "Measured on a server: a limit is missed, or requests got no answer."
+    if gates and only_measured and all(gate == "passed" for gate in gates):
+        return "good", "Measured on a server: every limit was kept."
+    if gates and only_measured:
+        return "bad", "Measured on a server: it cannot be told whether every limit is kept."
     if "failed" in gates:
         return "bad", "Applied, and a gate failed: nothing was published. What was made is kept."
     if not report.plan.feasible:
