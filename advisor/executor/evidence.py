@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
@@ -103,7 +102,7 @@ def corrections(observations: Sequence[Observation]) -> dict[str, Correction]:
     for metric in CORRECTED:
         ratios = [ratio for each in observations if each.metric == metric and (ratio := ratio_of(each)) is not None]
         if ratios:
-            mean = statistics.fmean(math.log(ratio) for ratio in ratios)
+            mean = math.fsum(math.log(ratio) for ratio in ratios) / len(ratios)
             factor = math.exp(mean * len(ratios) / (len(ratios) + PRIOR))
             found[metric] = Correction(factor=factor, count=len(ratios), low=min(ratios), high=max(ratios))
     return found
@@ -118,6 +117,8 @@ def ratio_of(observation: Observation) -> float | None:
 
 def errors_so_far(observations: Sequence[Observation]) -> tuple[tuple[str, str, str, int, float, float], ...]:
     """(GPU, model, metric, measurements, median of measured over predicted, median absolute error as a share of measured)."""
+    import statistics  # slow to import, and `advise --model` reads this module
+
     groups: dict[tuple[str, str, str], list[float]] = {}
     for each in observations:
         ratio = ratio_of(each)
