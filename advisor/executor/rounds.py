@@ -72,6 +72,7 @@ class _Run:
         self.round = 0
         self.scheme: Scheme | None = None
         self.parameters: dict[str, object] = {}
+        self.worst, self.beyond = 0.0, 1.0
         self.refused: set[str] = set()
         self.found: Sensitivities | None = None
         memory = plan.expected.memory_gib
@@ -202,6 +203,8 @@ class _Run:
         before = dict(self.facts)
         self.facts |= {"accuracy_loss_pct": round(loss[0], 4), "accuracy_inconclusive": verdict == "inconclusive"}
         self.trials.append((trial, loss[0]))
+        in_memory = evaluation.loss_pct(trial.in_memory, self.metric, self.request.seed)[0]
+        self.worst, self.beyond = loss[2], max(1.0, loss[2] / in_memory) if in_memory > 0 else 1.0
         self.changes.append(self._change(rule, action, trial, blocks, verdict, before, time.monotonic() - began, loss))
         self.progress.say("gate", f"{name}: {self.changes[-1].detail.splitlines()[0]}", verdict=verdict, loss_pct=loss[0])
         return "passed" if verdict in ("passed", "no budget") else verdict
@@ -227,17 +230,16 @@ class _Run:
         return loss, "no budget" if budget is None else evaluation.judge(loss, budget)
 
     def _promises(self, left: float) -> bool:
-        """Whether the loss measured last, scaled by the share of the scores that would remain, would keep the budget.
-
-        The scores are second-order and add up; with calibration they are an estimate, so a tenth is left over.
-        """
-        loss, budget = self.facts.get("accuracy_loss_pct"), self.goal.accuracy_budget_pct
-        return budget is None or not isinstance(loss, float) or loss * left <= 0.9 * budget
+        """Whether the upper end of the loss measured last, scaled by the share of the scores that would remain, keeps the
+        budget: the scores are of second order and add up."""
+        budget = self.goal.accuracy_budget_pct
+        return budget is None or self.worst * left <= budget
 
     def _within(self, blocks: Sequence[Block]) -> bool:
-        """The preselection of a bit width: a tenth below the budget, since it is seen on calibration prompts."""
+        """The preselection of a bit width, in memory on calibration prompts: its loss, times what the export and the noise
+        added in the last round, keeps the budget."""
         budget = self.goal.accuracy_budget_pct
-        return budget is None or evaluation.loss_pct(blocks, self.metric, self.request.seed)[0] <= 0.9 * budget
+        return budget is None or evaluation.loss_pct(blocks, self.metric, self.request.seed)[0] * self.beyond <= budget
 
     def _change(
         self, rule: str, action: str, trial: Trial, blocks: Sequence[Block], verdict: str, before: dict[str, Scalar],
