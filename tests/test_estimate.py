@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import NotPossible
+from advisor.estimator.answer import NOTHING
 from advisor.estimator.deployment import estimate
 from advisor.estimator.memory import GIB
 from advisor.profiler.gpu import find_gpu, gpu_names
 from advisor.profiler.model import read_model
-from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model
+from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Memory, Model
 
 CHAT = Load(isl=1024, osl=512, concurrency=32)
 TIMES = ("ttft_ms", "itl_ms", "output_tokens_per_s", "output_tokens_per_s_per_gpu", "request_latency_ms")
@@ -69,6 +70,11 @@ def test_intervals_widen_outside_what_was_measured() -> None:
 def test_it_validates_as_the_type_says() -> None:
     made = of()
     assert Estimate.model_validate(made.model_dump()) == made
+
+
+def test_the_quick_constructor_knows_every_field() -> None:
+    assert list(NOTHING) == list(Estimate.model_fields)
+    assert set(of().memory_gib.__dict__) == set(Memory.model_fields)
 
 
 def test_fp8_is_faster_than_bf16_and_holds_more() -> None:

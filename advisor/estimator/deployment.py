@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from advisor.errors import NotPossible
 from advisor.estimator import batching
+from advisor.estimator.answer import Case, answer, only_memory, too_large
 from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
-from advisor.estimator.drafting import Speculating, draft_weight_bytes, speculating
+from advisor.estimator.drafting import draft_weight_bytes, speculating
 from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, open_loop
-from advisor.estimator.intervals import ranges
-from advisor.estimator.memory import GIB, Parts, most_sequences, parts, ranks, sequence_bytes
-from advisor.estimator.step_time import StepParts, StepTime, step_time
-from advisor.types import Basis, Bound, BoundBy, Deployment, Engine, Estimate, Gpu, Load, Memory, Model
+from advisor.estimator.memory import Parts, most_sequences, parts, ranks
+from advisor.estimator.step_time import step_time
+from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model
 
 DEFAULT_TOKENS = 8192
 """tokens per step: TensorRT-LLM 1.x max_num_tokens=8192; vLLM max_num_batched_tokens=8192 on these GPUs"""
@@ -53,15 +53,17 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     if slots is None:
         notes.append("the memory of this GPU is not known: whether the deployment fits cannot be said")
     elif slots < 1:
-        return _too_large(memory, load, notes)
+        return too_large(memory, load, notes)
     most = None if slots is None else slots * deployment.replicas
     width = deployment.tensor_parallel if deployment.attention_dp else 1
     limit = min(ready.batch * width, slots if slots is not None else ready.batch * width)
     if step is None:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
-        return _only_memory(memory, load, most, limit, notes)
+        return only_memory(memory, load, most, limit, notes)
     flow, first = _flow(ready, step, deployment, load, limit, notes)
-    return _assemble(ready, step, deployment, load, flow, first, most, engine, notes)
+    assert ready.constants is not None
+    case = Case(model, deployment, load, engine, ready.constants, memory, step)
+    return answer(case, flow, first, most, busy_replicas(deployment, load), notes)
 
 
 def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:
@@ -214,107 +216,3 @@ def _at_rate(
         f"way and other prompts (M/D/1), {first.request * 1e3:,.0f} ms handling"
     )
     return flow._replace(tokens_per_s=rate * osl), first
-
-
-def _memory(memory: Parts, load: Load, sequences: float) -> Memory:
-    held = sequence_bytes(memory, load.isl + load.osl) * sequences
-    kept = min(held, memory.cache) if memory.cache is not None and memory.cache > 0 else held
-    total = memory.weights + memory.activations + memory.runtime + kept
-    return Memory.model_construct(
-        weights=memory.weights / GIB, kv_cache=kept / GIB, activations=memory.activations / GIB,
-        runtime=memory.runtime / GIB, total=total / GIB,
-        capacity=memory.capacity / GIB if memory.capacity is not None else math.nan,
-    )  # fmt: skip
-
-
-def _too_large(memory: Parts, load: Load, notes: list[str]) -> Estimate:
-    assert memory.cache is not None
-    need = sequence_bytes(memory, load.isl + load.osl)
-    missing = need - memory.cache
-    what = "the weights do not fit" if memory.cache < 0 else "the weights fit, but not the cache of one request"
-    notes.append(f"{what}: {missing / GIB:,.1f} GiB per GPU are missing")
-    return Estimate.model_construct(
-        memory_gib=_memory(memory, load, 1.0),
-        fits=False,
-        max_concurrency=0,
-        notes=tuple(notes),
-        basis=_memory_basis(),
-        range={},
-    )
-
-
-def _only_memory(memory: Parts, load: Load, most: int | None, limit: int, notes: list[str]) -> Estimate:
-    return Estimate.model_construct(
-        memory_gib=_memory(memory, load, min(limit, load.concurrency or limit)), fits=memory.cache is not None,
-        max_concurrency=most, notes=tuple(notes), basis=_memory_basis(), range={},
-    )  # fmt: skip
-
-
-def _memory_basis() -> dict[str, Basis]:
-    return {"memory_gib": "arithmetic", "max_concurrency": "arithmetic"}
-
-
-def _assemble(
-    ready: Prepared,
-    step: Steps,
-    deployment: Deployment,
-    load: Load,
-    flow: batching.Flow,
-    first: FirstToken | None,
-    most: int | None,
-    engine: Engine,
-    notes: list[str],
-) -> Estimate:
-    assert ready.constants is not None
-    replicas, gpus = busy_replicas(deployment, load), ranks(deployment) * deployment.replicas
-    ttft = None if first is None else first.seconds * 1e3
-    itl = flow.seconds_per_token * 1e3
-    rate = flow.tokens_per_s * replicas
-    if not ready.constants.fitted:
-        notes.append(f"no measurements of this GPU: constants of {ready.constants.gpu} with this GPU's own peaks")
-    width = step.width if deployment.attention_dp else 1
-    latency = None if ttft is None else ttft + max(load.osl - 1, 0) * itl
-    numbers: dict[str, Any] = {
-        "ttft_ms": ttft,
-        "itl_ms": itl,
-        "output_tokens_per_s": rate,
-        "output_tokens_per_s_per_gpu": rate / gpus,
-        "request_latency_ms": latency,
-    }
-    known = {name: value for name, value in numbers.items() if value is not None}
-    basis: dict[str, Basis] = {**_memory_basis(), **dict.fromkeys(known, "published")}
-    return Estimate.model_construct(
-        memory_gib=_memory(ready.memory, load, math.ceil(flow.sequences / width)), fits=ready.memory.cache is not None,
-        max_concurrency=most, concurrency=flow.sequences * replicas, bound_by=_bounds(step, load, flow),
-        basis=basis, range=ranges(known, ready.model, ready.constants, deployment.weights, engine, load),
-        notes=tuple(notes), **numbers,
-    )  # fmt: skip
-
-
-def _bounds(step: Steps, load: Load, flow: batching.Flow) -> BoundBy:
-    isl, sequences = max(1.0, load.isl), flow.sequences / step.stages
-    decode = step.parts(sequences, isl + load.osl / 2, 0.0, 1.0)
-    prefill = step.parts(0.0, 1.0, isl * step.width, isl)
-    times = step.plain if isinstance(step, Speculating) else step
-    drafted = step.draft_len + 1 if isinstance(step, Speculating) else 1
-    return BoundBy.model_construct(
-        prefill=_bound(prefill, _multiplies(times, isl * step.width, isl)),
-        decode=_bound(decode, _multiplies(times, sequences * drafted, sequences * drafted / step.width)),
-    )
-
-
-def _multiplies(step: StepTime, tokens: float, rows: float) -> bool:
-    """Whether the multiplications of a step of so many tokens wait for arithmetic rather than for weights."""
-    if step.moe is not None:
-        return step.moe.is_compute_bound(tokens)
-    return bool(step.dense) and step.dense[0][0].is_compute_bound(rows)
-
-
-def _bound(part: StepParts, multiplies: bool) -> Bound:
-    """What the largest share of the step waits for."""
-    work = part.gemm + part.experts
-    if part.network >= max(work + part.attention, part.host):
-        return "network"
-    if part.host >= max(work + part.attention, part.network):
-        return "overhead"
-    return "compute" if multiplies and work >= 0.5 * (work + part.attention) else "memory"

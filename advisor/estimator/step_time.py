@@ -15,7 +15,9 @@ from advisor.estimator.gemm import Gemm, gemm
 from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
 from advisor.estimator.network import NONE, Collective, all_gather, all_reduce
+from advisor.estimator.recurrent import Scan, scan
 from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, matrices
+from advisor.estimator.sparse import TOP, Indexer, indexer
 from advisor.types import Deployment, Engine, Model
 
 ELEMENT_EFFICIENCY = 0.8
@@ -46,6 +48,10 @@ class StepTime(NamedTuple):
     sampling: float
     """seconds to sample one token from its logits"""
     groups: tuple[tuple[Attention, float], ...]
+    indexer: Indexer | None
+    indexed_layers: float
+    scan: Scan | None
+    scan_layers: float
     moe: Experts | None
     moe_layers: float
     reduce: Collective
@@ -90,6 +96,10 @@ class StepTime(NamedTuple):
         attend = 0.0
         for op_attention, times in self.groups:
             attend += times * (op_attention.decode(decode / self.width, context) + op_attention.prefill(mine, length))
+        if self.indexer is not None:
+            attend += self.indexed_layers * self.indexer.seconds(decode / self.width, context, mine, length)
+        if self.scan is not None:
+            attend += self.scan_layers * self.scan.seconds(decode / self.width, mine)
         size = tokens * self.hidden_bytes
         wire = self.reduce.seconds(size) * self.collectives
         routed = 0.0
@@ -150,6 +160,10 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
         head=_gemm(constants, host, model, head, deployment),
         sampling=host.sampling * 4.0 * model.vocab / (constants.bandwidth * ELEMENT_EFFICIENCY),
         groups=_attention(constants, host, model, deployment, tp // width),
+        indexer=indexer(constants, model),
+        indexed_layers=model.attention_layers / pp,
+        scan=scan(constants, model, tp // width),
+        scan_layers=model.recurrent.layers / pp if model.recurrent else 0.0,
         moe=routed,
         moe_layers=moe_layers / pp,
         reduce=all_reduce(constants, tp, host) if width == 1 else NONE,
@@ -185,7 +199,7 @@ def _attention(
     pp, local = deployment.pipeline_parallel, model.window.layers if model.window and host.window_attention else 0
     found = []
     if model.attention_layers > local:
-        whole = attention(constants, host, model, deployment.kv_cache, parts, float("inf"))
+        whole = attention(constants, host, model, deployment.kv_cache, parts, TOP if model.indexer_bytes else float("inf"))
         found.append((whole, (model.attention_layers - local) / pp))
     if model.window is not None and local:
         found.append((attention(constants, host, model, deployment.kv_cache, parts, float(model.window.size)), local / pp))

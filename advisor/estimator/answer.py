@@ -1,0 +1,150 @@
+"""From the steady state of one replica to the Estimate: memory by part, totals, what bounds each phase, basis and intervals."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeVar
+
+from advisor.estimator.batching import Flow, Steps
+from advisor.estimator.constants import Constants
+from advisor.estimator.drafting import Speculating
+from advisor.estimator.first_token import FirstToken
+from advisor.estimator.intervals import ranges
+from advisor.estimator.memory import GIB, Parts, ranks, sequence_bytes
+from advisor.estimator.step_time import StepParts, StepTime
+from advisor.types import Basis, Bound, BoundBy, Deployment, Engine, Estimate, Load, Memory, Model, Value
+
+Some = TypeVar("Some", bound=Value)
+MEMORY_BASIS: dict[str, Basis] = {"memory_gib": "arithmetic", "max_concurrency": "arithmetic"}
+BOUNDS: tuple[Bound, ...] = ("compute", "memory", "network", "overhead")
+
+
+class Case(NamedTuple):
+    """What was asked, with what is known of it."""
+
+    model: Model
+    deployment: Deployment
+    load: Load
+    engine: Engine
+    constants: Constants
+    memory: Parts
+    step: Steps
+
+
+def made(kind: type[Some], fields: dict[str, Any]) -> Some:
+    """A value from fields that are known to be right, all of them given: what model_construct does, in a sixth of its time."""
+    value = kind.__new__(kind)
+    object.__setattr__(value, "__dict__", fields)
+    object.__setattr__(value, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(value, "__pydantic_extra__", None)
+    object.__setattr__(value, "__pydantic_private__", None)
+    return value
+
+
+BOUND_BY = {(p, d): made(BoundBy, {"prefill": p, "decode": d}) for p in BOUNDS for d in BOUNDS}
+NOTHING: dict[str, Any] = {
+    "memory_gib": None, "fits": False, "max_concurrency": None, "ttft_ms": None, "itl_ms": None, "output_tokens_per_s": None,
+    "output_tokens_per_s_per_gpu": None, "request_latency_ms": None, "concurrency": None, "bound_by": None, "basis": {},
+    "range": {}, "loss": None, "notes": (),
+}  # fmt: skip
+"""every field of Estimate, in its order; tests hold it to the type"""
+
+
+def memory_of(memory: Parts, load: Load, sequences: float) -> Memory:
+    """GiB of one GPU by part, with the cache of `sequences` sequences."""
+    held = sequence_bytes(memory, load.isl + load.osl) * sequences
+    kept = min(held, memory.cache) if memory.cache is not None and memory.cache > 0 else held
+    total = memory.weights + memory.activations + memory.runtime + kept
+    return made(
+        Memory,
+        {
+            "weights": memory.weights / GIB,
+            "kv_cache": kept / GIB,
+            "activations": memory.activations / GIB,
+            "runtime": memory.runtime / GIB,
+            "total": total / GIB,
+            "capacity": memory.capacity / GIB if memory.capacity is not None else math.nan,
+        },
+    )
+
+
+def too_large(memory: Parts, load: Load, notes: list[str]) -> Estimate:
+    """The estimate of what does not fit, with by how much."""
+    assert memory.cache is not None
+    missing = sequence_bytes(memory, load.isl + load.osl) - memory.cache
+    what = "the weights do not fit" if memory.cache < 0 else "the weights fit, but not the cache of one request"
+    notes.append(f"{what}: {missing / GIB:,.1f} GiB per GPU are missing")
+    known = {"memory_gib": memory_of(memory, load, 1.0), "max_concurrency": 0, "basis": MEMORY_BASIS, "notes": tuple(notes)}
+    return made(Estimate, {**NOTHING, **known})
+
+
+def only_memory(memory: Parts, load: Load, most: int | None, limit: int, notes: list[str]) -> Estimate:
+    """The estimate for a GPU whose speed is not known."""
+    known = {
+        "memory_gib": memory_of(memory, load, min(limit, load.concurrency or limit)),
+        "fits": memory.cache is not None,
+        "max_concurrency": most,
+        "basis": MEMORY_BASIS,
+        "notes": tuple(notes),
+    }
+    return made(Estimate, {**NOTHING, **known})
+
+
+def answer(case: Case, flow: Flow, first: FirstToken | None, most: int | None, replicas: int, notes: list[str]) -> Estimate:
+    """The whole Estimate of `replicas` replicas that work, each in the steady state `flow`."""
+    deployment, load = case.deployment, case.load
+    ttft = None if first is None else first.seconds * 1e3
+    itl = flow.seconds_per_token * 1e3
+    rate = flow.tokens_per_s * replicas
+    if not case.constants.fitted:
+        notes.append(f"no measurements of this GPU: constants of {case.constants.gpu} with this GPU's own peaks")
+    known = {
+        "itl_ms": itl,
+        "output_tokens_per_s": rate,
+        "output_tokens_per_s_per_gpu": rate / (ranks(deployment) * deployment.replicas),
+    }
+    if ttft is not None:
+        known["ttft_ms"] = ttft
+        known["request_latency_ms"] = ttft + max(load.osl - 1, 0) * itl
+    fields: dict[str, Any] = {
+        **NOTHING,
+        **known,
+        "memory_gib": memory_of(case.memory, load, math.ceil(flow.sequences / case.step.width)),
+        "fits": case.memory.cache is not None,
+        "max_concurrency": most,
+        "concurrency": flow.sequences * replicas,
+        "bound_by": _bounds(case.step, load, flow),
+        "basis": {**MEMORY_BASIS, **dict.fromkeys(known, "published")},
+        "range": ranges(known, case.model, case.constants, deployment.weights, case.engine, load),
+        "notes": tuple(notes),
+    }
+    return made(Estimate, fields)
+
+
+def _bounds(step: Steps, load: Load, flow: Flow) -> BoundBy:
+    isl, sequences = max(1.0, load.isl), flow.sequences / step.stages
+    decode = step.parts(sequences, isl + load.osl / 2, 0.0, 1.0)
+    prefill = step.parts(0.0, 1.0, isl * step.width, isl)
+    times = step.plain if isinstance(step, Speculating) else step
+    drafted = step.draft_len + 1 if isinstance(step, Speculating) else 1
+    return BOUND_BY[
+        _bound(prefill, _multiplies(times, isl * step.width, isl)),
+        _bound(decode, _multiplies(times, sequences * drafted, sequences * drafted / step.width)),
+    ]
+
+
+def _multiplies(step: StepTime, tokens: float, rows: float) -> bool:
+    """Whether the multiplications of a step of so many tokens wait for arithmetic rather than for weights."""
+    if step.moe is not None:
+        return step.moe.is_compute_bound(tokens)
+    return bool(step.dense) and step.dense[0][0].is_compute_bound(rows)
+
+
+def _bound(part: StepParts, multiplies: bool) -> Bound:
+    """What the largest share of the step waits for."""
+    work = part.gemm + part.experts
+    if part.network >= max(work + part.attention, part.host):
+        return "network"
+    if part.host >= max(work + part.attention, part.network):
+        return "overhead"
+    return "compute" if multiplies and work >= 0.5 * (work + part.attention) else "memory"

@@ -1,0 +1,273 @@
+"""How close the estimates come to published measurements; prints the tables, `--write` renews docs/accuracy.md.
+
+    python benchmarks/accuracy.py [--write]
+
+Every table has two readings of the same records: with the constants as shipped (fitted on all records) and held out (each group
+of model, GPU and format predicted by constants fitted without it; benchmarks/held_out.csv, written by benchmarks/fit.py).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from measurements import Measured, error, read_measurements
+from ratios import LATENCIES, Choice, Ratio, choices, pairs
+
+from advisor import library
+from advisor.estimator.intervals import line_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "accuracy.md"
+HELD_OUT = ROOT / "benchmarks" / "held_out.csv"
+REASONS = (
+    ("a100-pcie", "The published A100-PCIe columns disagree with each other: two and eight GPUs reach half of what four do per "
+     "GPU; no one cost per byte or message explains all three."),
+    ("b300|nvfp4|offline|Qwen3-30B", "A small model at tens of thousands of tokens a second: the engine's host work sets the pace "
+     "there, and the published GB300 figure lies below the B200's."),
+    ("Qwen3-30B", "A small model at tens of thousands of tokens a second: the host, not the GPU, sets the pace, and by how much "
+     "differs between releases."),
+    ("gpt-oss", "MXFP4 on Hopper runs Triton kernels whose mixed steps are slower than the decode kernels that were measured."),
+    ("405B|rtx-pro", "Eight pipeline stages over PCIe with few sequences each."),
+    ("h100-sxm-80gb|fp8|offline|Llama-3.1-70B", "70 GB of weights on one 80 GB GPU: a few hundred MiB of workspace decide how "
+     "many sequences fit."),
+    ("DeepSeek", "FP8 block-scale kernels for Blackwell changed between 1.1 and 1.2; the constants are those of the later."),
+    ("served", "A run of 500 requests near saturation never reaches its steady state."),
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One line of a table."""
+
+    name: str
+    count: int
+    mean: float
+    median: float
+    bias: float
+    within_10: float
+    within_20: float
+    held_mean: float | None
+    held_median: float | None
+
+
+Errors = Sequence[tuple[Measured, float]]
+
+
+def held_out() -> dict[str, float]:
+    """Record id -> log error under constants fitted without its group."""
+    if not HELD_OUT.is_file():
+        return {}
+    with HELD_OUT.open(encoding="utf-8") as file:
+        return {row["id"]: float(row["log_error"]) for row in csv.DictReader(file)}
+
+
+def row(name: str, errors: Errors, out: dict[str, float]) -> Row:
+    """The figures of a group of records, in percent."""
+    values = [math.expm1(e) for _, e in errors]
+    sizes = [abs(v) for v in values]
+    held = [abs(math.expm1(out[m.id])) for m, _ in errors if m.id in out]
+    return Row(
+        name, len(values), 100 * statistics.fmean(sizes), 100 * statistics.median(sizes), 100 * statistics.fmean(values),
+        100 * sum(s <= 0.1 for s in sizes) / len(sizes), 100 * sum(s <= 0.2 for s in sizes) / len(sizes),
+        100 * statistics.fmean(held) if held else None, 100 * statistics.median(held) if held else None,
+    )  # fmt: skip
+
+
+def table(title: str, errors: Errors, key: Callable[[Measured], str], out: dict[str, float]) -> list[str]:
+    """A Markdown table, one line a group, the whole last."""
+    groups: dict[str, list[tuple[Measured, float]]] = defaultdict(list)
+    for item in errors:
+        groups[key(item[0])].append(item)
+    rows = [row(name, groups[name], out) for name in sorted(groups)]
+    if len(rows) > 1:
+        rows.append(row("**all**", errors, out))
+    lines = [
+        f"| {title} | records | mean error | median | bias | within 10 % | within 20 % | held out: mean | median |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in rows:
+        held = f"{r.held_mean:.1f} % | {r.held_median:.1f} %" if r.held_mean is not None else "- | -"
+        lines.append(
+            f"| {r.name} | {r.count} | {r.mean:.1f} % | {r.median:.1f} % | {r.bias:+.1f} % | {r.within_10:.0f} % "
+            f"| {r.within_20:.0f} % | {held} |"
+        )
+    return [*lines, ""]
+
+
+def spearman(errors: Errors) -> float:
+    """Rank correlation of estimates and measurements."""
+
+    def ranks(values: list[float]) -> list[float]:
+        order = sorted(range(len(values)), key=values.__getitem__)
+        found = [0.0] * len(values)
+        for rank, index in enumerate(order):
+            found[index] = float(rank)
+        return found
+
+    measured = [m.value for m, _ in errors]
+    estimated = [m.value * math.exp(e) for m, e in errors]
+    return statistics.correlation(ranks(measured), ranks(estimated))
+
+
+def coverage(errors: Errors, out: dict[str, float]) -> float:
+    """Share of held-out measurements inside the shipped intervals."""
+    data = library.profile("constants", "_intervals") or {}
+    inside = total = 0
+    for m, _ in errors:
+        kinds = data.get(line_of(m.engine), {}).get(m.regime)
+        if kinds is None or m.id not in out:
+            continue
+        low, high = kinds["moe" if m.model.moe else "dense"][:2]
+        total += 1
+        inside += low <= math.exp(-out[m.id]) <= high
+    return inside / total if total else math.nan
+
+
+def fold_coverage(errors: Errors, out: dict[str, float]) -> float:
+    """The same with each group's interval taken from all other groups, so that no record judges its own interval."""
+    held = [(m, -out[m.id]) for m, _ in errors if m.id in out]
+    inside = 0
+    for group in {m.group for m, _ in held}:
+        mine = [e for m, e in held if m.group == group]
+        moe = next(m.model.moe is not None for m, _ in held if m.group == group)
+        others = sorted(e for m, e in held if m.group != group and (m.model.moe is not None) == moe)
+        if len(others) < 10:
+            others = sorted(e for m, e in held if m.group != group)
+        if others:
+            low, high = others[round(0.1 * (len(others) - 1))], others[round(0.9 * (len(others) - 1))]
+            inside += sum(low <= e <= high for e in mine)
+    return inside / len(held) if held else math.nan
+
+
+def ratio_table(ratios: Sequence[Ratio]) -> list[str]:
+    """Ratios by technique, engine and metric."""
+    groups: dict[tuple[str, str, str], list[Ratio]] = defaultdict(list)
+    for ratio in ratios:
+        metric = ratio.metric.removesuffix("_ms").upper() if ratio.metric in LATENCIES else "throughput"
+        groups[ratio.technique, ratio.engine, metric].append(ratio)
+    lines = ["| ratio of | engine | metric | pairs | right side of 1 | mean error |", "|---|---|---|---:|---:|---:|"]
+    for (technique, engine, metric), found in sorted(groups.items()):
+        right = 100 * sum(r.right_side for r in found) / len(found)
+        mean = 100 * statistics.fmean(abs(r.estimated / r.published - 1) for r in found)
+        lines.append(f"| {technique} | {engine} | {metric} | {len(found)} | {right:.0f} % | {mean:.1f} % |")
+    return [*lines, ""]
+
+
+def choice_lines(found: Sequence[Choice]) -> list[str]:
+    """How often the preferred option was within 3 % of the best."""
+    good = sum(c.regret <= 0.03 for c in found)
+    worst = sorted(found, key=lambda c: -c.regret)[:5]
+    return [
+        f"In {good} of {len(found)} published tables ({100 * good / len(found):.1f} %) the option that the estimates prefer "
+        "reached within 3 % of the best. The five that gave most away:",
+        "",
+        *[f"- {c.what} gave {100 * c.regret:.0f} % away" for c in worst],
+        "",
+    ]
+
+
+def worst(errors: Errors) -> list[str]:
+    """The ten worst records and why."""
+    lines = ["| record | measured | estimated | error | why |", "|---|---:|---:|---:|---|"]
+    for m, e in sorted(errors, key=lambda item: -abs(item[1]))[:10]:
+        d = m.deployment
+        where = f"{m.gpu.id}|{d.weights}|{m.regime}|{m.model.name}"
+        why = next((text for pattern, text in REASONS if all(p in where for p in pattern.split("|"))), "not understood")
+        layout = f"tp{d.tensor_parallel} pp{d.pipeline_parallel}" + (" attention-DP" if d.attention_dp else "")
+        load = f"{m.load.isl:g}/{m.load.osl:g}"
+        lines.append(
+            f"| {m.id} {m.model.name} {m.gpu.id} {d.weights} {layout} {load} ({m.source[-12:]}) | {m.value:,.0f} "
+            f"| {m.value * math.exp(e):,.0f} | {100 * math.expm1(e):+.0f} % | {why} |"
+        )
+    return [*lines, ""]
+
+
+def page(errors: Errors, left_out: Counter[str], missing: int) -> str:
+    """docs/accuracy.md."""
+    out = held_out()
+
+    def some(condition: Callable[[Measured], bool]) -> Errors:
+        return [(m, e) for m, e in errors if condition(m)]
+
+    trt = some(lambda m: m.engine.name == "tensorrt-llm" and m.layout_stated)
+    offline = [x for x in trt if x[0].regime == "offline"]
+    itl = [x for x in trt if x[0].regime == "itl"]
+    ttft = [x for x in trt if x[0].regime == "ttft" and x[0].protocol_known]
+    unstated = some(lambda m: m.engine.name == "tensorrt-llm" and not m.layout_stated)
+    lines = [
+        "# How close the estimates come",
+        "",
+        "Written by `python benchmarks/accuracy.py --write`; no figure on this page is typed in. The records are published "
+        "measurements that nobody here made (facts/truth/throughput.jsonl); constants of single operations come from kernel "
+        "tables, those of the engines from these records, so each table also has the errors of groups (model, GPU, format) that "
+        "were held out. Errors are |estimate / measurement - 1|.",
+        "",
+        "## TensorRT-LLM 0.14 and later: maximum offline throughput",
+        "",
+        f"Spearman {spearman(offline):.3f}. Of the held-out measurements {100 * coverage(offline, out):.0f} % lie in the 80 % "
+        f"interval; {100 * fold_coverage(offline, out):.0f} % when each group's interval is taken from the other groups.",
+        "",
+    ]
+    for title, key in KEYS.items():
+        lines += table(title, offline, key, out)
+    lines += ["### The ten worst", "", *worst(offline)]
+    lines += [
+        "## TensorRT-LLM: inter-token latency at a given concurrency", "",
+        f"Spearman {spearman(itl):.3f}; {100 * coverage(itl, out):.0f} % in the interval.", "",
+        *table("model, GPU, format", itl, lambda m: m.group.replace("|", ", "), out),
+        "## TensorRT-LLM: time to first token where the source says how requests arrived", "",
+        f"Closed loop of ten requests a client, all starting at once. Spearman {spearman(ttft):.3f}; "
+        f"{100 * coverage(ttft, out):.0f} % in the interval.", "",
+        *table("model, GPU, format", ttft, lambda m: m.group.replace("|", ", "), out),
+    ]  # fmt: skip
+    served = [x for x in trt if x[0].regime.startswith("served")]
+    lines += ["## TensorRT-LLM 0.14: serving at an arrival rate", "", *table("metric", served, lambda m: m.regime, out)]
+    others = some(lambda m: m.engine.name != "tensorrt-llm")
+    lines += ["## Other engines", "", *table("engine and metric", others, lambda m: f"{m.engine.name}, {m.regime}", out)]
+    lines += [
+        "## Mixtures of experts whose layout the source does not state", "",
+        "Taken as the documentation of those tables runs them: attention-DP and expert parallelism over all ranks. Not part of "
+        "the tables above, and nothing was fitted on them.", "",
+        *table("model", unstated, lambda m: f"{m.model.name}, {m.gpu.id}", out),
+        "## Ratios that decide advice", "", *ratio_table(pairs(m for m, _ in errors)),
+        "## Choices", "", *choice_lines(choices()),
+        "## Left out", "",
+        f"{missing} records have no estimate. Records that were not compared:", "",
+        *[f"- {count}: {reason}" for reason, count in left_out.most_common()], "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+KEYS: dict[str, Callable[[Measured], str]] = {
+    "release": lambda m: m.source.removeprefix("TensorRT-LLM "),
+    "GPU": lambda m: m.gpu.id or "",
+    "model": lambda m: m.model.name,
+    "format": lambda m: m.deployment.weights,
+    "parallelism": lambda m: (
+        f"tp{m.deployment.tensor_parallel} pp{m.deployment.pipeline_parallel}"
+        + (" attention-DP" if m.deployment.attention_dp else "")
+    ),
+    "input/output tokens": lambda m: f"{m.load.isl:g}/{m.load.osl:g}",
+}
+
+
+def main() -> None:
+    """Print or write the page."""
+    measured, left_out = read_measurements()
+    found = [(m, error(m)) for m in measured]
+    errors = [(m, e) for m, e in found if e is not None]
+    text = page(errors, left_out, len(found) - len(errors))
+    if "--write" in sys.argv:
+        library.write_whole(PAGE, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
