@@ -154,7 +154,7 @@ class Speculating(NamedTuple):
         stages = self.stages
         part = self.parts(decode / stages, context, prefill / stages, length)
         drafting = self.draft_len * self.draft * self.plain.step(decode, context) if self.draft else 0.0
-        return stages * (sum(part) + part.host * (stages - 1)) + drafting
+        return self.verify.total(part, prefill > 0.0) + drafting
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds per token: a step that carries `tokens` times the prompt tokens, divided by its tokens per sequence."""

@@ -125,16 +125,18 @@ class StepTime(NamedTuple):
         each stage pays the host's time for its micro-batch, and a part of it for all the others.
         """
         stages = self.stages
-        if stages == 1:
-            gemm, attend, routed, wire, element, host = self.parts(decode, context, prefill, length)
-        else:
-            gemm, attend, routed, wire, element, host = self.parts(decode / stages, context, prefill / stages, length)
+        part = self.parts(decode / stages, context, prefill / stages, length)
+        return self.total(part, prefill > 0.0)
+
+    def total(self, part: StepParts, prompts: bool) -> float:
+        """Seconds of a step through all stages, from the parts of one stage; `prompts`: whether the step carries any."""
+        gemm, attend, routed, wire, element, host = part
         gpu = gemm + attend + routed + wire + element
-        if (prefill > 0.0 or not self.graphs) and gpu < self.launches:
+        if (prompts or not self.graphs) and gpu < self.launches:
             gpu = self.launches
         if self.overlap == 1.0:
-            return stages * (gpu + host)
-        return float(stages * (gpu**self.overlap + host**self.overlap) ** (1 / self.overlap))
+            return self.stages * (gpu + host)
+        return float(self.stages * (gpu**self.overlap + host**self.overlap) ** (1 / self.overlap))
 
     def prompt(self, tokens: float) -> float:
         """Seconds from the start of one prompt's prefill to its first token, alone on the engine."""
