@@ -91,7 +91,7 @@ def user(tmp_path: Path) -> User:
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder, port = tmp_path_factory.mktemp("stand-in"), free_port()
-    command = (sys.executable, str(HERE / "stand_in_engine.py"), "--port", str(port), "--step", "0.012", "--prefill", "0.02")
+    command = (sys.executable, str(HERE / "stand_in_engine.py"), "--port", str(port), "--step", "0.01", "--prefill", "0.02")
     launch = Launch("stand-in", "1", command, f"http://127.0.0.1:{port}", "stand-in")
     with serving(launch, log=folder / "log", deadline=30, journal=folder / "journal") as server:
         yield server
@@ -100,6 +100,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 SHORT = ("--own-client", "--requests", "16", "--rounds", "3", "--seconds", "30", "--precision", "0.5")
 
 
+@pytest.mark.slow
 def test_from_a_plan_to_a_report_and_back_into_later_estimates(user: User, stand_in: Server) -> None:
     user.plan("--itl-ms", "1000", "--ttft-ms", "1000")
     report, ways, text = user.measure("--url", stand_in.url, "--on-planned-gpu", "--static", *SHORT)

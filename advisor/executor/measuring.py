@@ -16,6 +16,8 @@ from advisor.executor.engines import Server, fetch
 from advisor.executor.load import Admission, Request, Round
 from advisor.types import Interval
 
+SAMPLE = 0.2
+"""seconds between two looks at how many requests run"""
 HEADLINES = ("ttft_ms", "itl_ms", "output_tokens_per_s")
 """the figures that must be narrow before measuring ends; the others are reported as they come out"""
 _T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
@@ -239,7 +241,7 @@ def _watched(server: Server, read: ReadMetrics | None) -> Iterator[dict[str, flo
     running, use, over = [], [], threading.Event()
 
     def sample() -> None:
-        while not over.wait(0.5):
+        while not over.wait(SAMPLE):
             now = _metrics(server, read)
             if now is not None:
                 running.append(_first(now, "vllm:num_requests_running", "trtllm_num_requests_running") or 0.0)
