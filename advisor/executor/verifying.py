@@ -76,7 +76,10 @@ def change_of(
     command: str = "",
     seconds: float | None = None,
 ) -> Change:
-    """What one arm's measurement adds to a report, under the arm's name in place of a rule's. gated: the limits are for this arm; a baseline only stands beside it."""
+    """What one arm's measurement adds to a report, under the arm's name in place of a rule's.
+
+    gated: the limits are for this arm; a baseline only stands beside it.
+    """
     gate = gate_of(figures, measured.errors) if gated or measured.errors else "not run"
     return Change(
         rule=measured.arm.what,
