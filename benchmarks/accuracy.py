@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from measurements import Measured, error, read_measurements
+from peer import peer_errors
 from ratios import LATENCIES, Choice, Ratio, choices, pairs
 
 from advisor import library
@@ -27,19 +28,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "accuracy.md"
 HELD_OUT = ROOT / "benchmarks" / "held_out.csv"
 REASONS = (
-    ("a100-pcie", "The published A100-PCIe columns disagree with each other: two and eight GPUs reach half of what four do per "
-     "GPU; no one cost per byte or message explains all three."),
-    ("b300|nvfp4|offline|Qwen3-30B", "A small model at tens of thousands of tokens a second: the engine's host work sets the pace "
-     "there, and the published GB300 figure lies below the B200's."),
-    ("Qwen3-30B", "A small model at tens of thousands of tokens a second: the host, not the GPU, sets the pace, and by how much "
-     "differs between releases."),
-    ("gpt-oss", "MXFP4 on Hopper runs Triton kernels whose mixed steps are slower than the decode kernels that were measured."),
+    ("a100-pcie", "The published A100-PCIe columns disagree with each other about what a message between GPUs costs."),
+    (
+        "Qwen3-30B",
+        "A small model at tens of thousands of tokens a second: the host sets the pace, and by how much differs between "
+        "releases; the published GB300 figure even lies below the B200's.",
+    ),
+    ("gpt-oss", "MXFP4 on Hopper: mixed steps are slower than the decode kernels that were measured."),
     ("405B|rtx-pro", "Eight pipeline stages over PCIe with few sequences each."),
-    ("h100-sxm-80gb|fp8|offline|Llama-3.1-70B", "70 GB of weights on one 80 GB GPU: a few hundred MiB of workspace decide how "
-     "many sequences fit."),
-    ("DeepSeek", "FP8 block-scale kernels for Blackwell changed between 1.1 and 1.2; the constants are those of the later."),
+    (
+        "h100-sxm-80gb|fp8|offline|Llama-3.1-70B",
+        "70 GB of weights on one 80 GB GPU: a few hundred MiB of workspace decide how many sequences fit.",
+    ),
+    ("DeepSeek", "Kernels for Blackwell changed between releases; the tables are those of 1.3."),
     ("served", "A run of 500 requests near saturation never reaches its steady state."),
-)  # fmt: skip
+)
 
 
 class Row(NamedTuple):
@@ -188,6 +191,28 @@ def worst(errors: Errors) -> list[str]:
     return [*lines, ""]
 
 
+def beside_the_peer(errors: Errors) -> list[str]:
+    """aiconfigurator-core's errors beside ours on the records that both estimate."""
+    theirs, out = peer_errors(), held_out()
+    lines = [
+        "## Beside aiconfigurator-core 0.12.0", "",
+        "As it ships, on the records that it can estimate (benchmarks/peer.py; GH200 and A100-PCIe are not among its systems).", "",
+        "| regime | GPU | records | its mean | median | ours: mean | median | ours held out: mean | median |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for regime in ("offline", "itl"):
+        both = [(m, theirs[m.id], e) for m, e in errors if m.regime == regime and m.id in theirs and m.id in out]
+        names = sorted({m.gpu.id or "" for m, _, _ in both})
+        for name in [*names, "**all**"] if both else []:
+            some = [item for item in both if name in (item[0].gpu.id, "**all**")]
+            columns = [
+                [abs(math.expm1(x)) for x in part] for part in zip(*((b, c, out[a.id]) for a, b, c in some), strict=True)
+            ]
+            figures = " | ".join(f"{100 * statistics.fmean(c):.1f} % | {100 * statistics.median(c):.1f} %" for c in columns)
+            lines.append(f"| {regime} | {name} | {len(some)} | {figures} |")
+    return [*lines, ""] if theirs else []
+
+
 def page(errors: Errors, left_out: Counter[str], missing: int) -> str:
     """docs/accuracy.md."""
     out = held_out()
@@ -205,8 +230,8 @@ def page(errors: Errors, left_out: Counter[str], missing: int) -> str:
         "",
         "Written by `python benchmarks/accuracy.py --write`; no figure on this page is typed in. The records are published "
         "measurements that nobody here made (facts/truth/throughput.jsonl); constants of single operations come from kernel "
-        "tables, those of the engines from these records, so each table also has the errors of groups (model, GPU, format) that "
-        "were held out. Errors are |estimate / measurement - 1|.",
+        "tables, those of the engines from these records, so each table also has the errors of groups (model, GPU, format) "
+        "that were held out. Errors are |estimate / measurement - 1|.",
         "",
         "## TensorRT-LLM 0.14 and later: maximum offline throughput",
         "",
@@ -217,6 +242,7 @@ def page(errors: Errors, left_out: Counter[str], missing: int) -> str:
     for title, key in KEYS.items():
         lines += table(title, offline, key, out)
     lines += ["### The ten worst", "", *worst(offline)]
+    lines += beside_the_peer(errors)
     lines += [
         "## TensorRT-LLM: inter-token latency at a given concurrency", "",
         f"Spearman {spearman(itl):.3f}; {100 * coverage(itl, out):.0f} % in the interval.", "",

@@ -2,7 +2,7 @@
 
     python benchmarks/estimates.py
 
-An estimate is one call of advisor.estimator.deployment.estimate: memory, TTFT, ITL, throughput, bounds, intervals and notes. The
+An estimate is one call of advisor.estimator.deployment.estimate: memory, TTFT, ITL, throughput, bounds, intervals, notes. The
 first of a model, GPU and deployment also builds its coefficients; both are timed.
 """
 
@@ -18,7 +18,7 @@ from advisor.estimator.deployment import estimate
 from advisor.estimator.step_time import step_time
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
-from advisor.types import Deployment, Engine, Load
+from advisor.types import Deployment, Engine, Gpu, Load
 
 SECONDS = 1.0
 
@@ -33,36 +33,38 @@ def rate(call: Callable[[int], object]) -> float:
     return count / (time.process_time() - start)
 
 
+def measure(name: str, gpu: Gpu, deployment: Deployment) -> list[str]:
+    """The rates of one model and deployment, a line each."""
+    model, engine, constants = read_model(name)[0], Engine(), constants_of(gpu)
+    assert constants is not None
+    loads = [Load(isl=500 + 10 * n, osl=100 + n, concurrency=1.0 + n % 64) for n in range(256)]
+    offline = [Load(isl=500 + 10 * n, osl=100 + n, requests=1000) for n in range(256)]
+    step = step_time(constants, model, deployment, engine)
+
+    def first(n: int) -> None:
+        deployments.CACHED.clear()
+        estimate(model, gpu, deployment, loads[n % 256], engine)
+
+    timed: tuple[tuple[str, Callable[[int], object]], ...] = (
+        ("estimate at a concurrency", lambda n: estimate(model, gpu, deployment, loads[n % 256], engine)),
+        ("estimate of an offline run", lambda n: estimate(model, gpu, deployment, offline[n % 256], engine)),
+        ("first of a deployment", first),
+        ("steady state alone", lambda n: in_flight(step, 1.0 + n % 64, 500, 100, 8192)),
+        ("one step", lambda n: step.step(1.0 + n % 64, 600, 100, 500)),
+    )
+    return [name, *(f"  {what:28s} {rate(call):10,.0f} /s" for what, call in timed)]
+
+
 def main() -> None:
     """Print the rates."""
-    gpu, engine = find_gpu("h100-sxm-80gb", 8)[0], Engine()
-    for name, fields in (
-        ("meta-llama/Llama-3.1-8B", {"weights": "fp8"}),
-        ("meta-llama/Llama-3.3-70B-Instruct", {"weights": "fp8", "tensor_parallel": 4}),
-        ("deepseek-ai/DeepSeek-R1", {"weights": "fp8", "tensor_parallel": 8, "attention_dp": True}),
-    ):
-        model, deployment = read_model(name)[0], Deployment.model_validate(fields)
-        target = find_gpu("h200-sxm-141gb", 8)[0] if "DeepSeek" in name else gpu
-        loads = [Load(isl=500 + 10 * n, osl=100 + n, concurrency=1.0 + n % 64) for n in range(256)]
-        offline = [Load(isl=500 + 10 * n, osl=100 + n, requests=1000) for n in range(256)]
-        constants = constants_of(target)
-        assert constants is not None
-        step = step_time(constants, model, deployment, engine)
-
-        def first(n: int) -> None:
-            deployments.CACHED.clear()
-            estimate(model, target, deployment, loads[n % 256], engine)  # noqa: B023
-
-        print(name)
-        print(
-            f"  estimate at a concurrency   {rate(lambda n: estimate(model, target, deployment, loads[n % 256], engine)):10,.0f} /s"
-        )  # noqa: B023
-        print(
-            f"  estimate of an offline run  {rate(lambda n: estimate(model, target, deployment, offline[n % 256], engine)):10,.0f} /s"
-        )  # noqa: B023
-        print(f"  first of a deployment       {rate(first):10,.0f} /s")
-        print(f"  steady state alone          {rate(lambda n: in_flight(step, 1.0 + n % 64, 500, 100, 8192)):10,.0f} /s")  # noqa: B023
-        print(f"  one step                    {rate(lambda n: step.step(1.0 + n % 64, 600, 100, 500)):10,.0f} /s")  # noqa: B023
+    h100, h200 = (find_gpu(name, 8)[0] for name in ("h100-sxm-80gb", "h200-sxm-141gb"))
+    cases = (
+        ("meta-llama/Llama-3.1-8B", h100, Deployment(weights="fp8")),
+        ("meta-llama/Llama-3.3-70B-Instruct", h100, Deployment(weights="fp8", tensor_parallel=4)),
+        ("deepseek-ai/DeepSeek-R1", h200, Deployment(weights="fp8", tensor_parallel=8, attention_dp=True)),
+    )
+    for case in cases:
+        print("\n".join(measure(*case)))
 
 
 if __name__ == "__main__":

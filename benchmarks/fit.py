@@ -3,10 +3,10 @@
     python benchmarks/fit.py [--write] [ERA ...]
 
 Each era (engine and release line) is fitted on its own records. The error that counts is that of records held out: five folds
-of whole groups (model, GPU, format), each predicted by constants fitted on the other four; its quantiles become the intervals
-of profiles/constants/_intervals.yaml, and they stand in benchmarks/held_out.csv. With --write these files are written, and the constants from a fit on
-all records.
-Needs numpy and scipy (development only). Minimised: the soft-L1 norm of log(estimate / measurement), beside a pull to priors.
+of whole groups (model, GPU, format), each predicted by constants fitted on the other four. They stand in
+benchmarks/held_out.csv, and their quantiles become the intervals of profiles/constants/_intervals.yaml. With --write these
+files are written, and the constants from a fit on all records. Needs numpy and scipy (development only). Minimised: the soft-L1
+norm of log(estimate / measurement), beside a pull to priors.
 """
 
 from __future__ import annotations
