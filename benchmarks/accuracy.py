@@ -196,7 +196,7 @@ def beside_the_peer(errors: Errors) -> list[str]:
     theirs, out = peer_errors(), held_out()
     lines = [
         "## Beside aiconfigurator-core 0.12.0", "",
-        "As it ships, on the records that it can estimate (benchmarks/peer.py; GH200 and A100-PCIe are not among its systems).", "",
+        "As it ships, on the records that it can estimate (GH200 and A100-PCIe are not among its systems).", "",
         "| regime | GPU | records | its mean | median | ours: mean | median | ours held out: mean | median |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip

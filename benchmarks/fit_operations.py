@@ -108,7 +108,8 @@ NAMES: dict[Form, str] = {
 BOUNDS = {
     "t0_us": (0.1, 200), "t1_us": (0.01, 20000), "t1_ns": (0.1, 500), "kk_ns": (1e-3, 5), "ec": (0.02, 2), "eb": (0.3, 1.6),
     "a0": (1e-3, 50), "q": (1e-3, 60), "p": (0.8, 16), "s1": (10, 500000), "smin": (1, 400), "s0": (10, 5000),
-    "d0": (0.01, 300), "pad": (1e-3, 200), "al": (0.4, 2.5), "be": (0.05, 0.9), "gb_s": (1, 2000), "b1_mb": (0.01, 200), "passes": (0.1, 10),
+    "d0": (0.01, 300), "pad": (1e-3, 200), "al": (0.4, 2.5), "be": (0.05, 0.9), "gb_s": (1, 2000), "b1_mb": (0.01, 200),
+    "passes": (0.1, 10),
 }  # fmt: skip
 """what is physically possible; keeps a term that the rows do not determine from growing without bound"""
 STARTS: dict[Form, list[list[float]]] = {

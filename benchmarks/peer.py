@@ -4,7 +4,7 @@
 
 As it ships: its own scheduler, memory model and kernel tables (hybrid mode, which extrapolates missing shapes); the best of a
 sweep over batch sizes and prompt tokens a step for maximum throughput, the asked concurrency for ITL. Prints its errors beside
-ours on the records that it can estimate; with --write they stand in benchmarks/peer.csv, from which docs/accuracy.md shows them.
+ours on the records that it can estimate; with --write they stand in benchmarks/peer.csv, which docs/accuracy.md shows.
 """
 
 from __future__ import annotations
