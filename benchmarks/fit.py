@@ -64,7 +64,7 @@ FITTED = {
     "vllm": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
     "sglang": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
 }  # fmt: skip
-WEIGHT = {"offline": 1.0, "itl": 0.7}
+WEIGHT = {"offline": 1.0, "itl": 0.7, "served itl": 0.7}
 PULL = {"tensorrt-llm 0.14 to 0.17": 0.3, "tensorrt-llm 0.19 and later": 3.0, "vllm": 2.0, "sglang": 2.0}
 """weight of one e-fold of a constant away from its prior, against an error of the same size in one record: a constant that few
 groups determine stays where physics puts it. Chosen by the error of held-out groups: many groups of one release bear a weak
