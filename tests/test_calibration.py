@@ -51,7 +51,9 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
 
 def test_nothing_leaks_from_the_evaluation_into_the_calibration() -> None:
     given_texts = texts(60)
-    nearly = [text.replace("w0 ", "W0  ").upper() for text in given_texts[:30]] + [f"{text} and more" for text in given_texts[30:]]
+    nearly = [text.replace("w0 ", "W0  ").upper() for text in given_texts[:30]] + [
+        f"{text} and more" for text in given_texts[30:]
+    ]
     split = split_prompts([*given_texts, *nearly], None, tokenize, prompts=512, held_out=20, tokens=100)
     assert split.duplicates == 60 and len(split.evaluation) == 20 and len(split.calibration) == 40
     assert not {each[:25] for each in split.evaluation} & {each[:25] for each in split.calibration}
@@ -109,7 +111,9 @@ counts = st.dictionaries(st.integers(0, 20), st.integers(1, 50), min_size=1).map
 @settings(max_examples=100, deadline=None)
 def test_jensen_shannon_is_a_symmetric_figure_between_0_and_1(one: Counter[int], other: Counter[int]) -> None:
     found = jensen_shannon(one, other)
-    assert 0 <= found <= 1 and found == pytest.approx(jensen_shannon(other, one)) and jensen_shannon(one, one) == pytest.approx(0)
+    assert (
+        0 <= found <= 1 and found == pytest.approx(jensen_shannon(other, one)) and jensen_shannon(one, one) == pytest.approx(0)
+    )
 
 
 def test_jensen_shannon_by_hand() -> None:
