@@ -172,6 +172,20 @@ def advise(
     )
 
 
+def adopt(profile: Profile, plan: Plan, *, overlay: str | Path | None = None) -> Report:
+    """A report around a plan that was made before, for the model and the machine of a profile."""
+    from advisor.reasoner.diagnosis import diagnose
+
+    rulebook = rules(overlay)
+    return Report(
+        profile=profile,
+        findings=diagnose(profile, rulebook),
+        plan=plan,
+        overrides=rulebook.overrides,
+        versions={"inference-advisor": __version__, profile.engine.name: profile.engine.version},
+    )
+
+
 def govern(
     profile: Profile, *, overlay: str | Path | None = None, policy: Policy | str | Path | None = None
 ) -> tuple[Profile, Rulebook, Policy | None]:

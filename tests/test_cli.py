@@ -63,6 +63,19 @@ def test_stored_profile_plans_the_same(advise, tmp_path: Path) -> None:  # type:
     assert plan == json.loads(advise(*question, "--format", "json").out)["plan"]
 
 
+def test_a_plan_alone_is_emitted_with_its_model(advise, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    question = ("--model", MODEL, "--gpu", "h100")
+    advise("profile", *question, "--save", tmp_path / "profile.json")
+    advise("plan", tmp_path / "profile.json", "-o", tmp_path / "plan.json")
+    ran = advise("emit", tmp_path / "plan.json", "--out", tmp_path / "alone")
+    assert ran.status == 1 and "--model" in ran.err and not (tmp_path / "alone").exists()
+    assert advise("emit", tmp_path / "plan.json", *question, "--out", tmp_path / "alone").status == 0
+    assert advise("emit", *question, "--out", tmp_path / "made").status == 0
+    assert {path.name: path.read_text() for path in (tmp_path / "alone").iterdir()} == {
+        path.name: path.read_text() for path in (tmp_path / "made").iterdir()
+    }
+
+
 def test_nothing_fits_is_4_and_says_what_gives(advise) -> None:  # type: ignore[no-untyped-def]
     ran = advise("--model", "meta-llama/Llama-3.3-70B-Instruct", "--gpu", "t4")
     assert ran.status == 4

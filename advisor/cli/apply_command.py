@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advisor.cli.options import UNDER_ITS_OWN, gather, policy_option, question, rules_option
+from advisor.cli.options import answer, policy_option, question, rules_option
 
 if TYPE_CHECKING:
     from advisor.types import Report
 
 
 @click.command("apply")
-@click.argument("plan_file", metavar="[REPORT.json]", required=False, type=click.Path())
+@click.argument("plan_file", metavar="[PLAN.json]", required=False, type=click.Path())
 @question
 @rules_option
 @policy_option
@@ -53,18 +53,13 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
     from pathlib import Path
 
     from advisor import pipeline
-    from advisor.profiler.stored import load_report
 
     own = (
         "calibration", "production", "resume", "yes", "auto", "max_rounds", "max_time", "seed", "calibration_prompts",
         "evaluation_prompts", "prompt_tokens", "score_command", "log_format",
     )  # fmt: skip
     mine = {name: options.pop(name) for name in own}
-    if plan_file is not None and options.get("model"):
-        raise click.UsageError("Give a report or --model, not both.")
-    if plan_file is not None and policy is not None:
-        raise click.UsageError(UNDER_ITS_OWN)
-    report = load_report(Path(plan_file)) if plan_file else pipeline.advise(gather(options), overlay=overlay, policy=policy)
+    report = answer(plan_file, options, overlay=overlay, policy=policy)
     unasked = not (sys.stdin.isatty() and sys.stderr.isatty()) or mine["yes"] or mine["auto"]
     if not unasked:
         click.confirm(f"{_intent(report)}\nGo on?", default=True, abort=True, err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from advisor.types import Profile
+    from advisor.types import Profile, Report
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -72,6 +72,33 @@ def gather(options: dict[str, Any]) -> Profile:
     options = dict(options)
     options["accuracy_budget_pct"] = _percent(options.pop("accuracy_budget"))
     return pipeline.profile(**options)
+
+
+def answer(plan_file: str | None, options: dict[str, Any], *, overlay: str | None, policy: str | None) -> Report:
+    """The advice to carry out: a stored report, a stored plan beside --model and --gpu, or made now from the options."""
+    from pathlib import Path
+
+    from advisor import pipeline
+    from advisor.errors import InputError
+    from advisor.profiler.stored import load_plan
+    from advisor.types import Report
+
+    if plan_file is None:
+        return pipeline.advise(gather(options), overlay=overlay, policy=policy)
+    if policy is not None:
+        raise click.UsageError(UNDER_ITS_OWN)
+    stored = load_plan(Path(plan_file))
+    if isinstance(stored, Report):
+        if options.get("model"):
+            raise click.UsageError("Give a report or --model, not both.")
+        return stored
+    if not options.get("model"):
+        raise InputError(
+            "a plan alone does not say of which model and machine it is",
+            where=plan_file,
+            hint="give --model and --gpu beside it, or the report (`advise --format json`)",
+        )
+    return pipeline.adopt(gather(options), stored, overlay=overlay)
 
 
 def _percent(text: str | None) -> float | None:

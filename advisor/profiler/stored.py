@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from advisor.errors import FileProblem
 from advisor.library import read_text, write_whole
-from advisor.types import Profile, Report
+from advisor.types import Plan, Profile, Report
 
-Kept = TypeVar("Kept", Profile, Report)
+Kept = TypeVar("Kept", Profile, Report, Plan)
 SCHEMA_VERSION = 1
 LARGEST = 16 * 2**20
 _REPORT_HINT = "make it again with `advise … --format json -o FILE.json`"
@@ -72,6 +72,15 @@ def load_report(path: str | Path) -> Report:
     report = _validated(Report, data, where, "report")
     _check_numbers(report.profile, where)
     return report
+
+
+def load_plan(path: str | Path) -> Report | Plan:
+    """The report in a file, or a plan alone as `advise plan` prints it. Raises FileProblem as load_report."""
+    where = str(path)
+    data = _parsed(read_text(Path(path), what="plan"), where)
+    if isinstance(data, dict) and "deployment" in data and "plan" not in data:
+        return _validated(Plan, data, where, "plan")
+    return load_report(path)
 
 
 def _check_numbers(profile: Profile, where: str) -> None:
