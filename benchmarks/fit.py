@@ -40,12 +40,13 @@ ERAS = {
     "sglang": ("sglang", 0),
 }
 BOUNDS = {
-    "sequence_us": (0.05, 40), "waiting_us": (0.05, 40), "step_us": (1, 5000), "layer_us": (1, 60), "moe_layer_us": (0.5, 80),
-    "passes": (2, 40), "runtime_gib": (0.2, 6), "grace_factor": (0.6, 4), "overlap": (1, 8), "launch": (0.1, 1.5),
-    "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm_block": (0.7, 1.5), "gemm4": (0.7, 1.5), "decode": (0.7, 1.4),
-    "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5), "moe4": (0.6, 1.6),
-    "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9),
-    "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (10, 1000), "sampling": (1, 20), "fused_fp4": (0.01, 1),
+    "sequence_us": (0.05, 40), "waiting_us": (0.05, 40), "pipeline_us": (0.5, 60), "step_us": (1, 5000), "layer_us": (1, 60),
+    "moe_layer_us": (0.5, 80), "passes": (2, 40), "runtime_gib": (0.2, 6), "grace_factor": (0.6, 4), "overlap": (1, 8),
+    "launch": (0.1, 1.5), "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm_block": (0.7, 1.5), "gemm4": (0.7, 1.5),
+    "decode": (0.7, 1.4), "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5),
+    "moe4": (0.6, 1.6), "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "pcie_latency_us": (2, 80),
+    "pcie_share": (0.25, 0.9), "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (10, 1000), "sampling": (1, 20),
+    "fused_fp4": (0.01, 1),
 }  # fmt: skip
 """what is physically plausible"""
 COMMON = [
@@ -58,8 +59,8 @@ FITTED = {
         "pcie_far_share", "pcie_staged_us",
     ],
     "tensorrt-llm 0.19 and later": [
-        *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4", "moe_block", "moe4",
-        "fused_fp4",
+        *COMMON, "waiting_us", "pipeline_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4",
+        "moe_block", "moe4", "fused_fp4",
     ],
     "vllm": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
     "sglang": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
@@ -70,8 +71,8 @@ PULL = {"tensorrt-llm 0.14 to 0.17": 0.3, "tensorrt-llm 0.19 and later": 3.0, "v
 groups determine stays where physics puts it. Chosen by the error of held-out groups: many groups of one release bear a weak
 pull, few groups of many releases need a strong one"""
 PRIOR = {
-    "sequence_us": 2.0, "waiting_us": 2.0, "step_us": 100.0, "layer_us": 12.0, "moe_layer_us": 20.0, "passes": 14.0,
-    "runtime_gib": 2.0, "grace_factor": 1.0, "overlap": 1.2, "launch": 0.7, "sampling": 5.0, "fused_fp4": 0.5,
+    "sequence_us": 2.0, "waiting_us": 2.0, "pipeline_us": 10.0, "step_us": 100.0, "layer_us": 12.0, "moe_layer_us": 20.0,
+    "passes": 14.0, "runtime_gib": 2.0, "grace_factor": 1.0, "overlap": 1.2, "launch": 0.7, "sampling": 5.0, "fused_fp4": 0.5,
     "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5, "pcie_staged_us": 250.0,
 }  # fmt: skip
 """of the constants that are not factors on kernel times; those are 1 before anything is measured"""

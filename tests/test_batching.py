@@ -56,6 +56,14 @@ def test_the_token_budget_limits_what_decodes() -> None:
     assert flow.tokens_per_s * flow.seconds_per_token == pytest.approx(2048 / 11)
 
 
+def test_each_pipeline_stage_has_a_token_budget() -> None:
+    class Staged(Plain):
+        stages = 4
+
+    flow = in_flight(cast(Steps, Staged()), 1000, 1000, 100, 2048)
+    assert flow.tokens_per_s * flow.seconds_per_token == pytest.approx(4 * 2048 / 11)
+
+
 def test_a_finite_run_ends_with_a_wave_that_does_not_fill_the_slots() -> None:
     whole, half = run(STEP, 100, 200, 1000, 100, 8192), run(STEP, 100, 150, 1000, 100, 8192)
     steady = in_flight(STEP, 100, 1000, 100, 8192)

@@ -113,7 +113,7 @@ def test_experts_are_touched_as_tokens_come() -> None:
     op = experts(found, HOST, model, model.moe, "nvfp4", 4.5, 1, 1)
     times = [op.seconds(m) for m in (1, 4, 16, 64, 256, 1024, 4096)]
     assert all(a < b for a, b in itertools.pairwise(times))
-    assert times[2] / times[0] > 2  # sixteen tokens wake many more experts than one
+    assert (times[2] - op.t0) / (times[0] - op.t0) > 4  # sixteen tokens wake many more experts than one
     assert times[5] / times[4] < 3  # then all are awake
 
 
@@ -168,6 +168,7 @@ def test_without_cuda_graphs_a_small_batch_waits_for_launches() -> None:
 def test_releases_take_the_last_entry_that_they_reach() -> None:
     old, new = runtime("tensorrt-llm", "0.17", "x86"), runtime("tensorrt-llm", "1.2.1", "x86")
     assert old.block == 64 and new.block == 32
-    assert runtime("tensorrt-llm", "0.21.0rc1", "x86") == new._replace(name="tensorrt-llm")
+    assert runtime("tensorrt-llm", "0.21.0rc1", "x86") == runtime("tensorrt-llm", "1.0", "x86") != new
+    assert runtime("tensorrt-llm", "1.1.0", "x86") == new
     assert runtime("tensorrt-llm", "gpt-oss-dev", "x86") == new
     assert runtime("tensorrt-llm", "1.2.1", "grace").sequence_us != new.sequence_us or new.sequence_us == 0

@@ -36,23 +36,25 @@ def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: flo
     """Steady state with `sequences` always in flight, prompts mixed into the steps, at most `budget` tokens a step.
 
     Each sequence leaves after osl steps and the next one's prompt comes in, so a step carries sequences * isl / osl prompt
-    tokens on average: whole prompts in some of the steps, or a part in each.
+    tokens on average: whole prompts in some of the steps, or a part in each. With pipeline stages each of as many
+    micro-batches has a budget of its own.
     """
-    steps = max(osl, 1.0)
+    steps, stages = max(osl, 1.0), step.stages
     context = isl + osl / 2
     flow = sequences * isl / steps
     decoding = sequences
-    if flow + decoding > budget:  # the token budget, not the slots, limits: some slots wait for their prompt
-        decoding = budget / (1 + isl / steps)
+    if flow + decoding > budget * stages:  # the token budget, not the slots, limits: some slots wait for their prompt
+        decoding = budget * stages / (1 + isl / steps)
         flow = decoding * isl / steps
-    chunk = min(isl, budget)  # engines without chunked prefill are given a budget that takes a whole prompt
+    part = min(isl, budget)  # engines without chunked prefill are given a budget that takes a whole prompt
+    chunk = part * stages
     plain = step.step(decoding, context)
     if flow >= chunk:
         mean = mixed = step.step(decoding, context, flow, isl)
     else:
         mixed = step.step(decoding, context, chunk, isl)
         mean = plain + (mixed - plain) * flow / chunk
-    chunks = float(math.ceil(isl / chunk))
+    chunks = float(math.ceil(isl / part))
     alone = step.prompt(isl)
     first = max(alone, mixed * chunks)
     return Flow(sequences, mean, decoding / mean, first, min(1.0, flow / chunk), chunks, alone)

@@ -26,6 +26,8 @@ class Runtime(NamedTuple):
     """host and sampling time per sequence in flight and step"""
     waiting_us: float
     """host time per sequence of the whole engine and step, in the step or not (other pipeline stages' micro-batches)"""
+    pipeline_us: float
+    """what passing a sequence's state between pipeline stages adds to sequence_us, in each stage"""
     step_us: float
     """host time per step"""
     request_ms: float
@@ -140,6 +142,7 @@ def runtime(name: str, version: str, host: str) -> Runtime:
     slower = chosen.get("grace_factor", 1.0) if host == "grace" else 1.0
     values = {field: chosen[field] for field in Runtime._fields if field != "name"}
     values["sequence_us"] *= slower
+    values["pipeline_us"] *= slower
     values["step_us"] *= slower
     values["waiting_us"] *= slower
     return Runtime(name=name, **values)

@@ -186,7 +186,7 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
         * (model.layers * host.prompt_layer_us + (model.attention_layers * host.prompt_mla_us if model.mla else 0.0)),
         element_byte_time=host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
         host_step=host.step_us * 1e-6,
-        host_sequence=host.sequence_us * 1e-6,
+        host_sequence=1e-6 * (host.sequence_us + (host.pipeline_us if pp > 1 else 0.0)),
         host_waiting=host.waiting_us * 1e-6,
         overlap=host.overlap,
         width=width,
