@@ -177,7 +177,7 @@ def _flow(
             notes.append(f"{wanted:g} requests want a slot, {limit} fit: each waits {wait * 1e3:,.0f} ms for one")
             first = first._replace(slot=wait)
         notes.append(
-            f"TTFT: {wanted:g} clients in a closed loop, {turns:g} requests each: {first.prefill * 1e3:,.0f} ms prefill, "
+            f"TTFT: {wanted:g} at a time in a closed loop, {turns:g} requests each: {first.prefill * 1e3:,.0f} ms prefill, "
             f"{first.waiting * 1e3:,.0f} ms behind other prompts, {first.burst * 1e3:,.0f} ms from all starting at once, "
             f"{first.request * 1e3:,.0f} ms handling"
         )

@@ -83,7 +83,7 @@ def input_lines(report: Report) -> tuple[tuple[str, str], ...]:
     if model.moe and model.active_params:
         size += f" ({units.params(model.active_params)} active), {model.moe.experts} experts"
     layers = f"{model.attention.upper()}, {model.layers} layers"
-    quantized = f", already {model.quantized.method}" if model.quantized else ""
+    quantized = f", already {model.quantized.weights or 'quantized'} ({model.quantized.method})" if model.quantized else ""
     sm = f"SM {gpu.sm}" if gpu.sm else "compute capability unknown"
     memory = f"{units.figure(gpu.memory_gib)} GiB" if gpu.memory_gib else "memory unknown"
     bandwidth = f"{units.figure(gpu.bandwidth_gb_s)} GB/s" if gpu.bandwidth_gb_s else "bandwidth unknown"
