@@ -401,6 +401,8 @@ def find_traffic(name: str | None, **flags: Any) -> tuple[Traffic, dict[str, str
         sources = {fact: f"default: {source}" for fact, source in sources.items()}
     if any(value is not None for value in flags.values()):
         traffic, sources = adjust(traffic, sources, **flags)
+    if name is None and flags.get("isl") is not None and flags.get("osl") is not None:
+        traffic = traffic.model_copy(update={"name": f"as given, spread as in {DEFAULT_TRAFFIC}"})
     return traffic, sources, measured
 
 
