@@ -247,10 +247,18 @@ class TestLimits:
         enough = float(said.split("ITL of ")[1].split(" ms")[0])
         assert ask(L70, gpu="h100", traffic="chat", concurrency=32, itl_ms=enough).plan.feasible
 
-    def test_a_flip_to_less_memory_says_when_nothing_fits(self) -> None:
-        flips = ask(L70, gpu="h100", isl=4096, osl=512, concurrency=32).plan.flips
-        less = [flip for flip in flips if flip.fact == "gpu.memory_gib" and flip.at < (flip.now or 0)]
-        assert [flip.then for flip in less] == ["no plan keeps every limit"]
+    @pytest.mark.parametrize("question", [{"gpu": "h100", "isl": 4096, "osl": 512}, {"gpu": "a100", "isl": 1024, "osl": 128}])
+    def test_at_the_memory_of_a_flip_the_plan_is_another(self, question: dict[str, Any]) -> None:
+        report = ask(L70, **question, concurrency=32)
+        flips = [flip for flip in report.plan.flips if flip.fact == "gpu.memory_gib"]
+        assert flips
+        for flip in flips:
+            gpu = report.profile.gpu.model_copy(update={"memory_gib": flip.at})
+            there = pipeline.advise(report.profile.model_copy(update={"gpu": gpu})).plan
+            if flip.then == "no plan keeps every limit":
+                assert not there.feasible
+            else:
+                assert there.deployment != report.plan.deployment
 
     @pytest.mark.parametrize("question", [{"gpu": "h100"}, {"gpu": "l40s", "concurrency": 8}])
     def test_the_budget_of_a_flip_rules_the_plan_out(self, question: dict[str, Any]) -> None:

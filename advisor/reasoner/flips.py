@@ -73,7 +73,7 @@ def _first_flip(movement: Movement, chosen: Deployment, decide: Decide) -> Flip 
             if last is not None and movement.fact not in STEPWISE:
                 at, then = _bisect(movement, last, value, then, chosen, decide)
             now = None if movement.now is None else _rounded(movement.now)
-            return Flip(fact=movement.fact, now=now, at=_rounded(at), then=then)
+            return Flip(fact=movement.fact, now=now, at=_rounded(at, away_from=movement.now), then=then)
         last = value
     return None
 
@@ -157,5 +157,10 @@ def _below(value: float) -> float:
     return float(f"{(math.ceil(value / step) - 1) * step:.3g}")
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}") if value < 1000 else float(round(value))
+def _rounded(value: float, *, away_from: float | None = None) -> float:
+    """Three figures, or whole from 1000 on; a flip is rounded away from today's value, so that the plan has changed there."""
+    step = 1.0 if value >= 1000 or value == 0 else 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+    if away_from is None or value == away_from:
+        return float(f"{round(value / step) * step:.12g}")
+    whole = math.ceil(value / step - 1e-9) if value > away_from else math.floor(value / step + 1e-9)
+    return float(f"{whole * step:.12g}")
