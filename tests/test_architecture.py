@@ -65,7 +65,7 @@ def test_a_stage_imports_only_what_it_may(path: Path) -> None:
     for name in _imports(path):
         if name.split(".")[0] != "advisor":
             continue
-        other = (name.split(".") + [""])[1]
+        other = [*name.split("."), ""][1]
         other = "" if other.startswith("__") else other
         assert other == stage or other in ALLOWED[stage], f"{path.name} imports {name}"
 
@@ -87,7 +87,8 @@ def test_advising_imports_nothing_heavy() -> None:
         "import sys; from advisor import pipeline\n"
         "report = pipeline.advise(pipeline.profile('meta-llama/Llama-3.1-8B-Instruct', gpu='h100'))\n"
         "report.model_dump_json()\n"
-        "heavy = {'numpy','torch','transformers','modelopt','huggingface_hub','pynvml','jinja2','click','asyncio','urllib.request'}\n"
+        "heavy = {'numpy','torch','transformers','modelopt','huggingface_hub','pynvml','jinja2','click',\n"
+        "         'asyncio','urllib.request'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
