@@ -39,7 +39,8 @@ def readme(text: str) -> str:
 
 
 def _commands(command: click.Command, name: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
-    with click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100) as context:
+    settings = {"parent": parent, "terminal_width": 100, "max_content_width": 100, "resilient_parsing": True}
+    with command.make_context(name, [], **settings) as context:
         yield context.command_path, command.get_help(context)
         if isinstance(command, click.Group):
             for each in command.list_commands(context):
