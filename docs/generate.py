@@ -1,6 +1,6 @@
 """Write what the documentation repeats from the program: README's example, docs/cli.md, docs/rules/.
 
-    python docs/generate.py          tests/test_docs.py fails while any of it is out of date
+python docs/generate.py          tests/test_docs.py fails while any of it is out of date
 """
 
 from __future__ import annotations
