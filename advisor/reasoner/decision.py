@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from advisor.errors import NotPossible
 from advisor.estimator.accuracy import expected_loss
@@ -14,7 +15,7 @@ from advisor.reasoner.choice import Tried, aim, choose, violations, worth
 from advisor.reasoner.drafts import called_for, fill_speculation
 from advisor.reasoner.policing import broken_fields, nothing_allowed, option_ban
 from advisor.reasoner.rulebook import Rulebook
-from advisor.types import Deployment, Estimate, Finding, Loss, Policy, Profile
+from advisor.types import Deployment, Estimate, Finding, Load, Loss, Policy, Profile
 
 
 @dataclass
@@ -22,20 +23,24 @@ class Search:
     """The estimates of one profile, each made once."""
 
     profile: Profile
-    estimates: dict[str, Estimate] = field(default_factory=dict)
+    estimates: dict[Deployment, Estimate] = field(default_factory=dict)
+
+    @cached_property
+    def load(self) -> Load:
+        """The traffic as the estimator wants it."""
+        return load_of(self.profile.traffic)
 
     def estimate(self, deployment: Deployment) -> Estimate | None:
         """The estimate, or None where the engine or the model does not allow the deployment."""
-        key = deployment.model_dump_json()
-        if key not in self.estimates:
+        if deployment not in self.estimates:
             profile = self.profile
             try:
-                made = estimate(profile.model, profile.gpu, deployment, load_of(profile.traffic), profile.engine)
+                made = estimate(profile.model, profile.gpu, deployment, self.load, profile.engine)
             except NotPossible:
                 return None
             made = corrected(made, profile.corrections)
-            self.estimates[key] = made.model_copy(update={"loss": _loss(profile, deployment)})
-        return self.estimates[key]
+            self.estimates[deployment] = made.model_copy(update={"loss": _loss(profile, deployment)})
+        return self.estimates[deployment]
 
     def try_all(self, baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> list[Tried]:
         """Every possible candidate with its estimate."""

@@ -9,7 +9,7 @@ from advisor.reasoner.choice import TIE, Tried, aim, violations, worth
 from advisor.reasoner.fallbacks import LEAVES
 from advisor.reasoner.rulebook import Rulebook
 from advisor.reasoner.support import lookup
-from advisor.types import Deployment, Estimate, Evidence, Finding, Plan, Profile, Rejection, Rule, Speculation, Step
+from advisor.types import Deployment, Estimate, Evidence, Finding, Profile, Rejection, Rule, Speculation, Step
 
 Estimator = Callable[[Deployment], Estimate | None]
 
@@ -266,6 +266,3 @@ def _doubts_of_the_gpu(profile: Profile) -> list[str]:
 
 def _is_warning(finding: Finding) -> bool:
     return finding.verdict == "fires" and finding.safety == "manual"
-
-
-__all__ = ["Plan", "compare", "describe", "rejections", "show", "verdict_sentence", "warnings"]
