@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TextIO, get_args
 from pydantic import ValidationError
 
 from advisor.errors import AdvisorError, InputError
+from advisor.estimator.answer import made
 from advisor.estimator.deployment import estimate
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
@@ -45,6 +46,8 @@ KV_SYNONYMS = {
     "fp16": "bf16 stands for any 16-bit cache",
     "auto": "name the format: bf16 when the checkpoint has no scales for the cache",
 }
+POINT_KEYS, SPECULATION_KEYS = tuple(Point.model_fields), tuple(Speculation.model_fields)
+WEIGHT_FORMATS, KV_FORMATS = get_args(WeightFormat), get_args(KvFormat)
 Failure = dict[str, str]
 """{"error": …, "hint": …}"""
 
@@ -99,7 +102,7 @@ def _parsed(text: str) -> Mapping[str, Any]:
     if len(text) > LONGEST_LINE:
         raise InputError(f"a line of more than {LONGEST_LINE:,} characters", hint="one Point a line, as the contract shows")
     try:
-        found = json.loads(text, parse_constant=_not_json)
+        found = DECODER.decode(text)
     except RecursionError:
         raise InputError("not a Point: nested too deeply", hint="one flat JSON object a line") from None
     except ValueError as error:
@@ -115,19 +118,22 @@ def _not_json(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
+DECODER = json.JSONDecoder(parse_constant=_not_json)
+
+
 def _kind(value: object) -> str:
     names: dict[type, str] = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def _point(row: Mapping[str, Any]) -> Point:
-    _check_names(row, tuple(Point.model_fields), "")
+    _check_names(row, POINT_KEYS, "")
     speculation = row.get("speculation")
     if isinstance(speculation, Mapping):
-        _check_names(speculation, tuple(Speculation.model_fields), "speculation.")
+        _check_names(speculation, SPECULATION_KEYS, "speculation.")
         _check_draft(speculation.get("draft_len"), speculation.get("acceptance"))
-    _check_format(row, "weights", get_args(WeightFormat), SYNONYMS)
-    _check_format(row, "kv_cache", get_args(KvFormat), KV_SYNONYMS)
+    _check_format(row, "weights", WEIGHT_FORMATS, SYNONYMS)
+    _check_format(row, "kv_cache", KV_FORMATS, KV_SYNONYMS)
     for name, most in MOST.items():
         if name in row:
             _check_number(name, row[name], most)
@@ -207,10 +213,11 @@ def _predicted(point: Point) -> Estimate:
     model = _model(point.model)
     gpu = _gpu(point.gpu, point.tensor_parallel * point.pipeline_parallel * point.replicas)
     closed = point.rate is None and point.concurrency != "max"
-    load = Load.model_construct(
-        isl=float(point.isl), osl=float(point.osl), rate=point.rate, requests=point.requests, shared_prefix=0.0, lengths=(),
-        concurrency=float(point.concurrency) if closed else None,
-    )  # fmt: skip
+    numbers = {
+        "isl": float(point.isl), "osl": float(point.osl), "concurrency": float(point.concurrency) if closed else None,
+        "rate": point.rate, "requests": point.requests, "shared_prefix": 0.0, "lengths": (),
+    }  # fmt: skip
+    load = made(Load, numbers)
     return estimate(model, gpu, point, load, _engine(point.engine, point.engine_version))
 
 

@@ -3,11 +3,12 @@
     python benchmarks/estimates.py
 
 An estimate is one call of advisor.estimator.deployment.estimate: memory, TTFT, ITL, throughput, bounds, intervals, notes. The
-first of a model, GPU and deployment also builds its coefficients; both are timed.
+first of a model, GPU and deployment also builds its coefficients; both are timed, and a line of `advise predict`, JSON to JSON.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from advisor.estimator.batching import in_flight
 from advisor.estimator.constants import constants_of
 from advisor.estimator.deployment import estimate
 from advisor.estimator.step_time import step_time
+from advisor.prediction import predict_lines
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
 from advisor.types import Deployment, Engine, Gpu, Load
@@ -39,6 +41,8 @@ def measure(name: str, gpu: Gpu, deployment: Deployment) -> list[str]:
     assert constants is not None
     loads = [Load(isl=500 + 10 * n, osl=100 + n, concurrency=1.0 + n % 64) for n in range(256)]
     offline = [Load(isl=500 + 10 * n, osl=100 + n, requests=1000) for n in range(256)]
+    point = deployment.model_dump(exclude_defaults=True) | {"model": name, "gpu": gpu.id}
+    lines = [json.dumps({**point, "isl": 500 + 10 * n, "osl": 100 + n, "concurrency": 1 + n % 64}) for n in range(256)]
     step = step_time(constants, model, deployment, engine)
 
     def first(n: int) -> None:
@@ -49,8 +53,9 @@ def measure(name: str, gpu: Gpu, deployment: Deployment) -> list[str]:
         ("estimate at a concurrency", lambda n: estimate(model, gpu, deployment, loads[n % 256], engine)),
         ("estimate of an offline run", lambda n: estimate(model, gpu, deployment, offline[n % 256], engine)),
         ("first of a deployment", first),
-        ("steady state alone", lambda n: in_flight(step, 1.0 + n % 64, 500, 100, 8192)),
-        ("one step", lambda n: step.step(1.0 + n % 64, 600, 100, 500)),
+        ("line of advise predict", lambda n: next(predict_lines(lines[n % 256 : n % 256 + 1]))),
+        ("steady state alone", lambda n: in_flight(step, 1.0 + n % 1009, 500, 100, 8192)),
+        ("one step", lambda n: step.step(1.0 + n % 1009, 600, 100, 500)),
     )
     return [name, *(f"  {what:28s} {rate(call):10,.0f} /s" for what, call in timed)]
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 from advisor.estimator.batching import Flow, Steps
 from advisor.estimator.constants import Constants
 from advisor.estimator.drafting import Speculating
 from advisor.estimator.first_token import FirstToken
-from advisor.estimator.intervals import ranges
+from advisor.estimator.intervals import Spread, ranges
 from advisor.estimator.memory import GIB, Parts, ranks, sequence_bytes
 from advisor.estimator.step_time import StepParts, StepTime
-from advisor.types import Basis, Bound, BoundBy, Deployment, Engine, Estimate, Load, Memory, Model, Value
+from advisor.types import Basis, Bound, BoundBy, Deployment, Estimate, Load, Memory, Model, Value
 
 Some = TypeVar("Some", bound=Value)
+_set = object.__setattr__
 MEMORY_BASIS: dict[str, Basis] = {"memory_gib": "arithmetic", "max_concurrency": "arithmetic"}
+SATURATED_BASIS: dict[str, Basis] = {
+    **MEMORY_BASIS, "itl_ms": "published", "output_tokens_per_s": "published", "output_tokens_per_s_per_gpu": "published",
+}  # fmt: skip
+BASIS: dict[str, Basis] = {**SATURATED_BASIS, "ttft_ms": "published", "request_latency_ms": "published"}
 BOUNDS: tuple[Bound, ...] = ("compute", "memory", "network", "overhead")
 
 
@@ -25,20 +31,25 @@ class Case(NamedTuple):
     model: Model
     deployment: Deployment
     load: Load
-    engine: Engine
     constants: Constants
     memory: Parts
     step: Steps
+    spread: Spread
 
 
 def made(kind: type[Some], fields: dict[str, Any]) -> Some:
     """A value from fields that are known to be right, all of them given: what model_construct does, in a sixth of its time."""
     value = kind.__new__(kind)
-    object.__setattr__(value, "__dict__", fields)
-    object.__setattr__(value, "__pydantic_fields_set__", set(fields))
-    object.__setattr__(value, "__pydantic_extra__", None)
-    object.__setattr__(value, "__pydantic_private__", None)
+    _set(value, "__dict__", fields)
+    _set(value, "__pydantic_fields_set__", _names(kind))
+    _set(value, "__pydantic_extra__", None)
+    _set(value, "__pydantic_private__", None)
     return value
+
+
+@cache
+def _names(kind: type[Value]) -> set[str]:
+    return set(kind.model_fields)
 
 
 BOUND_BY = {(p, d): made(BoundBy, {"prefill": p, "decode": d}) for p in BOUNDS for d in BOUNDS}
@@ -106,18 +117,16 @@ def answer(case: Case, flow: Flow, first: FirstToken | None, most: int | None, r
     if ttft is not None:
         known["ttft_ms"] = ttft
         known["request_latency_ms"] = ttft + max(load.osl - 1, 0) * itl
-    fields: dict[str, Any] = {
-        **NOTHING,
-        **known,
-        "memory_gib": memory_of(case.memory, load, math.ceil(flow.sequences / case.step.width)),
-        "fits": case.memory.cache is not None,
-        "max_concurrency": most,
-        "concurrency": flow.sequences * replicas,
-        "bound_by": _bounds(case.step, load, flow),
-        "basis": {**MEMORY_BASIS, **dict.fromkeys(known, "published")},
-        "range": ranges(known, case.model, case.constants, deployment.weights, case.engine, load),
-        "notes": tuple(notes),
-    }
+    fields = NOTHING.copy()
+    fields.update(known)
+    fields["memory_gib"] = memory_of(case.memory, load, math.ceil(flow.sequences / case.step.width))
+    fields["fits"] = case.memory.cache is not None
+    fields["max_concurrency"] = most
+    fields["concurrency"] = flow.sequences * replicas
+    fields["bound_by"] = _bounds(case.step, load, flow)
+    fields["basis"] = SATURATED_BASIS if ttft is None else BASIS
+    fields["range"] = ranges(known, case.spread, load)
+    fields["notes"] = tuple(notes)
     return made(Estimate, fields)
 
 

@@ -13,6 +13,7 @@ from advisor.estimator.constants import Constants, constants_of
 from advisor.estimator.drafting import draft_weight_bytes, speculating
 from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, open_loop
+from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
 from advisor.estimator.step_time import step_time
 from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model
@@ -33,6 +34,7 @@ class Prepared(NamedTuple):
     memory: Parts
     constants: Constants | None
     step: Steps | None
+    spread: Spread | None
     host: Runtime
     tokens: int
     batch: int
@@ -61,8 +63,8 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
         return only_memory(memory, load, most, limit, notes)
     flow, first = _flow(ready, step, deployment, load, limit, notes)
-    assert ready.constants is not None
-    case = Case(model, deployment, load, engine, ready.constants, memory, step)
+    assert ready.constants is not None and ready.spread is not None
+    case = Case(model, deployment, load, ready.constants, memory, step, ready.spread)
     return answer(case, flow, first, most, busy_replicas(deployment, load), notes)
 
 
@@ -83,12 +85,14 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     batch = deployment.max_batch_size or host.batch
     constants = constants_of(gpu)
     step: Steps | None = None
+    spread: Spread | None = None
     if constants is not None:
+        spread = spread_of(model, constants, deployment.weights, engine)
         step = speculating(step_time(constants, model, deployment, engine), model, deployment)
     memory = parts(model, gpu, deployment, engine, tokens, batch)
     if deployment.speculation is not None:
         memory = _with_draft(memory, model, deployment)
-    made = Prepared(model, gpu, memory, constants, step, host, tokens, batch)
+    made = Prepared(model, gpu, memory, constants, step, spread, host, tokens, batch)
     if len(CACHED) >= CACHE_SIZE:
         CACHED.clear()
     CACHED[key] = made

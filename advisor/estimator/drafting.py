@@ -8,6 +8,7 @@ The verification's cost comes from step_time: k + 1 rows per sequence in every m
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -200,4 +201,4 @@ def speculating(step: StepTime, model: Model, deployment: Deployment) -> Specula
         for op, times in step.groups
     )
     tokens = expected_tokens(acceptance, speculation.draft_len)
-    return Speculating(step, step._replace(groups=groups), speculation.draft_len, tokens, cost)
+    return Speculating(step, replace(step, groups=groups), speculation.draft_len, tokens, cost)

@@ -50,7 +50,7 @@ def closed_loop(
     rounds = max(1.0, clients / step.width)
     each = max(flow.alone, flow.chunks * step.step(clients / 2, isl, min(isl, budget) * step.width, isl))
     burst = (rounds + 1) / 2 * each
-    return FirstToken(request, (1 - opening) * flow.first_token, (1 - opening) * steady, opening * burst, slot=0.0)
+    return FirstToken(request, (1 - opening) * flow.first_token, (1 - opening) * steady, opening * burst, 0.0)
 
 
 def open_loop(flow: Flow, request: float) -> FirstToken:

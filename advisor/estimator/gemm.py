@@ -14,7 +14,7 @@ however few there are, which is why INT4 wins at a batch of one and loses at eig
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from advisor.estimator.constants import Constants
@@ -55,14 +55,22 @@ class Gemm(NamedTuple):
 
     def seconds(self, m: float) -> float:
         """Time of M rows."""
-        rows = self.least if FEW < m < self.least else m
-        compute = self.per_row * rows + self.per_tile_row * (rows if rows < 128 else 128.0)
-        memory = self.bytes_fixed + self.bytes_row * m
-        return float(self.fixed + self.linear * m + (compute**self.power + memory**self.power) ** self.inverse)
+        return total_seconds(((self, 1.0),), m)
 
     def is_compute_bound(self, m: float) -> bool:
         """Whether M rows take longer to multiply than to move."""
         return self.per_row * (self.least if FEW < m < self.least else m) > self.bytes_fixed + self.bytes_row * m
+
+
+def total_seconds(gemms: Iterable[tuple[Gemm, float]], m: float) -> float:
+    """Time of M rows through every matrix as many times as it says. One loop: a step is little else, and is asked often."""
+    seconds = 0.0
+    for (fixed, per_row, per_tile_row, bytes_fixed, bytes_row, power, inverse, linear, least), times in gemms:
+        rows = least if FEW < m < least else m
+        compute = per_row * rows + per_tile_row * (rows if rows < 128 else 128.0)
+        memory = bytes_fixed + bytes_row * m
+        seconds += (fixed + linear * m + (compute**power + memory**power) ** inverse) * times
+    return seconds
 
 
 def gemm(constants: Constants, host: Runtime, weights: WeightFormat, k: float, n: float, bits: float) -> Gemm:

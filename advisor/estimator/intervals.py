@@ -9,7 +9,7 @@ nobody here has heard of.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from advisor import library
 from advisor.estimator.constants import Constants
@@ -39,17 +39,22 @@ def line_of(engine: Engine) -> str:
     return "tensorrt-llm 0.14 to 0.17" if old else "tensorrt-llm 0.19 and later"
 
 
-@cache
 def _factors(line: str, regime: str, kind: str, exponent: float) -> Factors:
     kinds = _table().get(line, {}).get(regime) or _table().get("tensorrt-llm 0.19 and later", {}).get(regime)
     low, high = (kinds.get(kind) or next(iter(kinds.values())))[:2] if kinds else UNKNOWN
     return min(low, 1.0) ** exponent, max(high, 1.0) ** exponent
 
 
-def ranges(
-    numbers: dict[str, float], model: Model, constants: Constants, weights: WeightFormat, engine: Engine, load: Load
-) -> dict[str, Factors]:
-    """The interval of every number, in its own unit."""
+class Spread(NamedTuple):
+    """What the width of a deployment's intervals depends on, beside the load."""
+
+    line: str
+    kind: str
+    exponent: float
+
+
+def spread_of(model: Model, constants: Constants, weights: WeightFormat, engine: Engine) -> Spread:
+    """The engine's release line, the kind of model, and how far the case lies outside what was measured."""
     exponent = 1.0
     if not constants.fitted:
         exponent *= WIDER_GPU
@@ -57,16 +62,30 @@ def ranges(
         exponent *= WIDER_FORMAT
     if not model.known:
         exponent *= WIDER_MODEL
-    line, kind = line_of(engine), "moe" if model.moe else "dense"
-    offline = load.concurrency is None and load.rate is None
-    token, first = ("served itl", "served ttft") if load.rate is not None else ("itl", "ttft")
-    latency = _factors(line, token, kind, exponent)
-    throughput = _factors(line, "offline", kind, exponent) if offline else (1 / latency[1], 1 / latency[0])
-    if offline:  # a step takes as long as the throughput says
-        latency = (1 / throughput[1], 1 / throughput[0])
-    queue = _factors(line, first, kind, exponent)
-    factors = {
-        "ttft_ms": queue, "itl_ms": latency, "request_latency_ms": latency, "output_tokens_per_s": throughput,
-        "output_tokens_per_s_per_gpu": throughput,
-    }  # fmt: skip
+    return Spread(line_of(engine), "moe" if model.moe else "dense", exponent)
+
+
+def ranges(numbers: dict[str, float], spread: Spread, load: Load) -> dict[str, Factors]:
+    """The interval of every number, in its own unit."""
+    regime = "rate" if load.rate is not None else "offline" if load.concurrency is None else "concurrency"
+    factors = _by_number(spread, regime)
     return {name: (value * factors[name][0], value * factors[name][1]) for name, value in numbers.items()}
+
+
+@cache
+def _by_number(spread: Spread, regime: str) -> dict[str, Factors]:
+    line, kind, exponent = spread
+    token, first = ("served itl", "served ttft") if regime == "rate" else ("itl", "ttft")
+    if regime == "offline":  # a step takes as long as the throughput says
+        throughput = _factors(line, "offline", kind, exponent)
+        latency = 1 / throughput[1], 1 / throughput[0]
+    else:
+        latency = _factors(line, token, kind, exponent)
+        throughput = 1 / latency[1], 1 / latency[0]
+    return {
+        "ttft_ms": _factors(line, first, kind, exponent),
+        "itl_ms": latency,
+        "request_latency_ms": latency,
+        "output_tokens_per_s": throughput,
+        "output_tokens_per_s_per_gpu": throughput,
+    }

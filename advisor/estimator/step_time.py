@@ -6,12 +6,13 @@ them up over the layers of the slowest pipeline stage, plus the head, plus what 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from advisor.estimator.attention import Attention, attention
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime, runtime_of
-from advisor.estimator.gemm import Gemm, gemm
+from advisor.estimator.gemm import Gemm, gemm, total_seconds
 from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
 from advisor.estimator.network import NONE, Collective, all_gather, all_reduce
@@ -22,6 +23,8 @@ from advisor.types import Deployment, Engine, Model
 
 ELEMENT_EFFICIENCY = 0.8
 """bandwidth share that an element-wise kernel reaches: aiconfigurator-core 0.12.0 systems/*.yaml"""
+MOST_KNOWN = 64
+"""steps that are remembered"""
 
 
 class StepParts(NamedTuple):
@@ -40,7 +43,8 @@ class StepParts(NamedTuple):
         return self.gemm + self.attention + self.experts + self.network + self.elementwise
 
 
-class StepTime(NamedTuple):
+@dataclass(frozen=True)
+class StepTime:
     """All coefficients of one model in one deployment on one GPU; build with `step_time`."""
 
     dense: tuple[tuple[Gemm, float], ...]
@@ -78,6 +82,10 @@ class StepTime(NamedTuple):
     stages: int
     stage_copy: float
     """seconds per byte from one pipeline stage to the next"""
+    known: dict[tuple[float, float, float, float], StepParts] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+    """the steps that were asked last: one estimate asks for some of them twice"""
 
     def parts(self, decode: float, context: float, prefill: float, length: float) -> StepParts:
         """One step of one micro-batch through one pipeline stage.
@@ -85,17 +93,24 @@ class StepTime(NamedTuple):
         decode: sequences that produce a token, each with `context` tokens in the cache; prefill: prompt tokens, of prompts
         of `length` tokens. Counted over all attention-DP ranks. Seconds.
         """
+        asked = decode, context, prefill, length
+        found = self.known.get(asked)
+        if found is None:
+            if len(self.known) >= MOST_KNOWN:
+                self.known.clear()
+            found = self.known[asked] = self._parts(*asked)
+        return found
+
+    def _parts(self, decode: float, context: float, prefill: float, length: float) -> StepParts:
         tokens = decode + prefill
         mine = prefill / self.width
         rows = decode / self.width + mine
-        dense = 0.0
-        for op, times in self.dense:
-            dense += op.seconds(rows) * times
+        dense = total_seconds(self.dense, rows)
         sampled = (decode + prefill / length) / self.width
         dense += (self.head.seconds(sampled) + sampled * self.sampling) / self.stages
         attend = 0.0
-        for op_attention, times in self.groups:
-            attend += times * (op_attention.decode(decode / self.width, context) + op_attention.prefill(mine, length))
+        for op, times in self.groups:
+            attend += times * (op.decode(decode / self.width, context) + op.prefill(mine, length))
         if self.indexer is not None:
             attend += self.indexed_layers * self.indexer.seconds(decode / self.width, context, mine, length)
         if self.scan is not None:
