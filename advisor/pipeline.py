@@ -150,10 +150,13 @@ def advise(
     from advisor.reasoner.diagnosis import diagnose
     from advisor.reasoner.grid import draw_roofline, lay_out_grid
     from advisor.reasoner.planning import plan
+    from advisor.reasoner.students import propose_students
 
     profile, rulebook, allowed = govern(profile, overlay=overlay, policy=policy)
     findings: tuple[Finding, ...] = diagnose(profile, rulebook)
     made = plan(profile, rulebook, findings, allowed)
+    student = propose_students(profile, made, rulebook, findings, known_model, allowed)
+    made = made.model_copy(update={"distillation": student})
     return Report(
         profile=profile,
         findings=findings,
@@ -170,6 +173,14 @@ def advise(
         grid=lay_out_grid(profile, made) if grid else None,
         policy=allowed,
     )
+
+
+def known_model(name: str) -> Model | None:
+    """A model of profiles/models, or None."""
+    from advisor.profiler.known_models import find_known, read_known
+
+    stem = find_known(name)
+    return None if stem is None else read_known(stem)[0]
 
 
 def adopt(profile: Profile, plan: Plan, *, overlay: str | Path | None = None) -> Report:

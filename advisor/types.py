@@ -657,6 +657,45 @@ class Flip(Value):
     then: str
 
 
+class Student(Value):
+    """A smaller model that would keep the limits which the teacher breaks, and how to get it."""
+
+    name: str
+    """hub id of a smaller sibling, or what is cut from the teacher"""
+    how: Literal["sibling", "depth", "width"]
+    layers: int
+    hidden: int
+    intermediate: int
+    params: int
+    share: float
+    """of the teacher's parameters"""
+    rounds: int
+    """of cutting and distilling; a sibling is not cut"""
+    plain: Estimate
+    """served as the plan says, but at 16 bits"""
+    expected: Estimate
+    """served as the plan says"""
+    cost: TrainingCost | None = None
+    """of the distillation; None: the GPU's 16-bit peak is not known"""
+    loss: Loss | None = None
+    """expected after the distillation, in percent of the teacher's score; None: nothing published is near"""
+    here: bool = False
+    """`advise apply` can make it: dense layers that can be dropped one by one"""
+
+
+class Distillation(Value):
+    """What student would keep the limits that no deployment of the teacher keeps."""
+
+    rule: str
+    broken: tuple[str, ...]
+    """the limits that the teacher breaks, each with its figure and the limit"""
+    students: tuple[Student, ...]
+    """the largest of each kind; none: even the smallest would break them"""
+    verdict: str
+    """one sentence"""
+    notes: tuple[str, ...] = ()
+
+
 class Plan(Value):
     """What to do, in order, and what was left out."""
 
@@ -675,6 +714,10 @@ class Plan(Value):
     fallbacks: tuple[Fallback, ...] = ()
     flips: tuple[Flip, ...] = ()
     shortfall: tuple[str, ...] = ()
+    enough_gpus: int | None = None
+    """of the same GPUs, with which a plan would keep every limit; None: not looked for, or no number that was tried would"""
+    distillation: Distillation | None = None
+    """a student that would keep the limits; None: they are kept, or the rule for it is not to be used"""
     warnings: tuple[str, ...] = ()
     tried: int = 0
     """deployments estimated"""

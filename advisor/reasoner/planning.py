@@ -13,7 +13,7 @@ from advisor.reasoner.forbidden import Asked, cost_of_policy, forbidden, ways_ou
 from advisor.reasoner.policing import permitted_fallbacks
 from advisor.reasoner.rejection import rejections, verdict_sentence, warnings
 from advisor.reasoner.rulebook import Rulebook
-from advisor.reasoner.shortfall import find_shortfall
+from advisor.reasoner.shortfall import enough_gpus, find_shortfall
 from advisor.types import Deployment, Estimate, Finding, Plan, Policy, Profile, Rejection, Step
 
 
@@ -34,7 +34,8 @@ def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], po
 
     left_out = rejections(profile, rulebook, findings, chosen, steps, decision.tried, search.estimate)
     fallbacks = find_fallbacks(profile, rulebook, chosen.deployment)
-    shortfall = () if decision.feasible else find_shortfall(profile, chosen, nearest)
+    gpus = None if decision.feasible else enough_gpus(profile, chosen.estimate, nearest)
+    shortfall = () if decision.feasible else find_shortfall(profile, chosen, nearest, gpus)
     said = warnings(profile, findings, chosen)
     if policy is not None:
         asked = Asked(profile, rulebook, findings, search, policy)
@@ -58,6 +59,7 @@ def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], po
         fallbacks=fallbacks,
         flips=find_flips(profile, chosen.deployment, chosen.estimate.loss, nearest) if decision.feasible else (),
         shortfall=shortfall,
+        enough_gpus=gpus,
         warnings=said,
         tried=len(search.estimates),
     )

@@ -18,11 +18,11 @@ MOST_GPUS = 4096
 Nearest = Callable[[Profile], tuple[Tried, bool] | None]
 
 
-def find_shortfall(profile: Profile, chosen: Tried, nearest: Nearest) -> tuple[str, ...]:
-    """One sentence for each change that would make a plan fit; `nearest` decides a changed profile."""
+def find_shortfall(profile: Profile, chosen: Tried, nearest: Nearest, gpus: int | None) -> tuple[str, ...]:
+    """One sentence for each change that would make a plan fit; `nearest` decides a changed profile, `gpus` would be enough."""
     estimate = chosen.estimate
-    said = [f"the nearest plan breaks: {_broken(chosen, profile)}"]
-    said += _more_gpus(profile, estimate, nearest)
+    said = [f"the nearest plan breaks: {', '.join(name_broken(estimate, profile))}"]
+    said += [f"{gpus} x {profile.gpu.name} (now {profile.gpu.count}) would do"] if gpus else []
     if not estimate.fits:
         memory = estimate.memory_gib
         said.append(f"GPUs with at least {memory.total:.0f} GiB each ({memory.capacity:.0f} GiB now) would hold it")
@@ -34,8 +34,9 @@ def find_shortfall(profile: Profile, chosen: Tried, nearest: Nearest) -> tuple[s
     return tuple(said)
 
 
-def _broken(chosen: Tried, profile: Profile) -> str:
-    estimate, goal = chosen.estimate, profile.goal
+def name_broken(estimate: Estimate, profile: Profile) -> list[str]:
+    """The limits that an estimate breaks, each with its figure and the limit."""
+    goal = profile.goal
     parts = []
     for name in violations(estimate, goal):
         if name == "load":
@@ -48,7 +49,7 @@ def _broken(chosen: Tried, profile: Profile) -> str:
         else:
             value, limit = show(getattr(estimate, name)), show(getattr(goal, name))
             parts.append(f"{name.removesuffix('_ms').upper()} ({value} ms, limit {limit} ms)")
-    return ", ".join(parts)
+    return parts
 
 
 def _served(estimate: Estimate, profile: Profile) -> str:
@@ -59,9 +60,10 @@ def _rate_served(estimate: Estimate, profile: Profile) -> float:
     return (estimate.output_tokens_per_s or 0.0) / max(profile.traffic.osl.mean, 1.0)
 
 
-def _more_gpus(profile: Profile, estimate: Estimate, nearest: Nearest) -> list[str]:
+def enough_gpus(profile: Profile, estimate: Estimate, nearest: Nearest) -> int | None:
+    """How many of these GPUs would do, of the numbers that are tried; None: none of them."""
     served = _rate_served(estimate, profile)
-    enough = (
+    enough: tuple[int, ...] = (
         () if keeps_up(estimate) or not served else (math.ceil(1.1 * profile.gpu.count * (profile.traffic.rate or 0) / served),)
     )
     for count in (2, 4, 8, 16, *enough):
@@ -69,8 +71,8 @@ def _more_gpus(profile: Profile, estimate: Estimate, nearest: Nearest) -> list[s
             continue
         found = nearest(profile.model_copy(update={"gpu": profile.gpu.model_copy(update={"count": count})}))
         if found is not None and found[1]:
-            return [f"{count} x {profile.gpu.name} (now {profile.gpu.count}) would do"]
-    return []
+            return count
+    return None
 
 
 def _looser_limits(chosen: Tried, goal: Goal) -> list[str]:

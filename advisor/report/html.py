@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advisor.report import charts, commands, evidence, sections, units
+from advisor.report import charts, commands, evidence, sections, students, units
 from advisor.report.deployments import settings, short_deployment
 from advisor.report.templating import fill
 from advisor.types import Change, Report, Step
@@ -42,6 +42,7 @@ def render_html(report: Report) -> str:
         "memory_colors": MEMORY_COLORS,
         "commands": commands,
         "sections": sections,
+        "students": students,
         "evidence": evidence,
         "settings": settings,
         "short_deployment": short_deployment,

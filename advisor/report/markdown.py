@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from advisor.report import commands, evidence, sections, units
+from advisor.report import commands, evidence, sections, students, units
 from advisor.report.templating import fill
 from advisor.types import Report
 
@@ -25,6 +25,7 @@ def render_markdown(report: Report) -> str:
         "plan": report.plan,
         "sections": sections,
         "evidence": evidence,
+        "students": students,
         "units": units,
         "commands": commands,
         "code": code,

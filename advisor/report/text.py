@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from advisor.report import commands, evidence, sections, units
+from advisor.report import commands, evidence, sections, students, units
 from advisor.report.sanitation import to_ascii
 from advisor.report.sections import METRICS, Reason
 from advisor.types import Estimate, Memory, Report
@@ -69,6 +69,7 @@ def render_text(report: Report, *, width: int = 80, color: bool = False, ascii: 
         _input(page, report),
         _memory(page, report),
         _table(page, report),
+        _students(page, report),
         _changes(page, report),
         _reasons(page, report),
         _left_out(page, report),
@@ -224,6 +225,26 @@ def _why_missing(page: Page, report: Report) -> list[str]:
         if any(sections.number(row.estimate, m) is None for m in METRICS[:3]):
             why = "; ".join(row.estimate.notes) or ("it does not fit" if not row.estimate.fits else "not known")
             lines += page.wrap(f"{units.UNKNOWN} {row.label}: {why}")
+    return lines
+
+
+def _students(page: Page, report: Report) -> list[str]:
+    found = report.plan.distillation
+    if found is None:
+        return []
+    lines = page.heading(students.TITLE) + page.wrap(found.verdict)
+    body = [(students.describe(one, report), students.cells(one)) for one in found.students]
+    if body:
+        heads = [[*title.split(", "), ""] for title in students.COLUMNS]
+        titles = [[head[0] for head in heads], [head[1] for head in heads]]
+        sizes = [max(len(row[i]) for row in (*titles, *(cells for _, cells in body))) + 2 for i in range(len(heads))]
+        label = page.width - len(INDENT) - sum(sizes)
+        lines += [page.style("dim", INDENT + " " * label + _cells(row, sizes)) for row in titles]
+        for text, cells in body:
+            lines += page.wrap(text) if len(text) > label else []
+            lines.append(f"{INDENT}{'' if len(text) > label else text:<{label}}{_cells(cells, sizes)}")
+    for text in students.sentences(report):
+        lines += page.wrap(text, first=f"{INDENT}{page.glyphs.bullet} ")
     return lines
 
 

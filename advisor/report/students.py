@@ -1,0 +1,57 @@
+"""The student that would keep the limits, as rows and sentences: the text, Markdown and HTML pages all read this."""
+
+from __future__ import annotations
+
+from advisor.report import units
+from advisor.types import Report, Student
+
+TITLE = "A smaller model that would keep the limits"
+COLUMNS = ("parameters", "TTFT, ms", "ITL, ms", "tokens/s", "lost, %", "GPU-hours")
+KINDS = {"sibling": "smaller sibling", "depth": "layers dropped", "width": "width cut"}
+
+
+def describe(student: Student, report: Report) -> str:
+    """What the student is, in a few words."""
+    if student.how == "sibling":
+        return student.name
+    if student.how == "depth":
+        return f"{student.layers} of {report.profile.model.layers} layers"
+    return f"hidden {student.hidden:,}, MLP {student.intermediate:,}"
+
+
+def cells(student: Student) -> tuple[str, ...]:
+    """The figures of a student, one for each column."""
+    expected, loss, cost = student.expected, student.loss, student.cost
+    hours = units.span(*cost.gpu_hours) if cost else units.UNKNOWN
+    return (
+        f"{units.params(student.params)} ({100 * student.share:.0f} %)",
+        units.figure(expected.ttft_ms),
+        units.figure(expected.itl_ms),
+        units.figure(expected.output_tokens_per_s),
+        units.span(loss.low_pct, loss.high_pct) if loss else "not known",
+        hours if student.rounds == 1 else f"{student.rounds} x {hours}",
+    )
+
+
+def sentences(report: Report) -> tuple[str, ...]:
+    """What stands below the table: what to know before beginning, the gain in two steps, and what the figures rest on."""
+    found = report.plan.distillation
+    if found is None:
+        return ()
+    said = [
+        f"{describe(one, report)}: ITL {units.figure(one.plain.itl_ms)} ms at 16 bits, {units.figure(one.expected.itl_ms)} ms "
+        "as the plan quantizes it"
+        for one in found.students
+        if one.how != "sibling" and one.plain.itl_ms is not None
+    ]
+    losses = [(one, one.loss) for one in found.students if one.loss]
+    said += [f"lost, {describe(one, report)}: percent of the teacher's {loss.metric}" for one, loss in losses]
+    sources = {loss.source for _, loss in losses}
+    said += [f"source of what is lost: {one}" for one in sorted(sources) if not any(one in each for each in sources - {one})]
+    if any(student.loss is None for student in found.students):
+        said.append("lost, not known: no published student is near it; measure it against your own budget")
+    costs = [student.cost for student in found.students if student.cost]
+    if costs:
+        tokens = units.span(costs[0].tokens[0] / 1e9, costs[0].tokens[1] / 1e9, " to ")
+        said.append(f"GPU-hours: distilling on {tokens}e9 tokens, on these GPUs; {costs[0].source}")
+    return (*found.notes, *said)
