@@ -167,6 +167,10 @@ class Draft(Value):
     draft_len: int | None = None
     acceptance_length: float | None = None
     """published tokens per verification step"""
+    lengths: dict[int, float] = {}
+    """measured tokens per verification step: draft length -> tokens"""
+    params: int | None = None
+    """parameters that one drafted token reads; None: by the name, or by the method"""
     source: str = ""
 
 
@@ -328,8 +332,10 @@ class Speculation(Value):
     acceptance: float | None = None
     """probability that one proposed token is accepted, 0 to 1"""
     draft_model: str | None = None
+    draft_params: int | None = None
+    """parameters of the draft model that one token reads; None: as its name says"""
     max_concurrency: int | None = None
-    """switched off above this many requests"""
+    """switched off above this many requests, over all replicas"""
 
 
 class Deployment(Value):

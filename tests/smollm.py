@@ -84,6 +84,21 @@ def tiny_llama(folder: Path, *, layers: int = 2, hidden: int = 64) -> Path:
     return folder
 
 
+def first_layers(model: Path, folder: Path, layers: int) -> Path:
+    """A draft for a model: its first layers with its own embedding, norm and head."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    made = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    made.model.layers = made.model.layers[:layers]
+    made.config.num_hidden_layers = layers
+    if getattr(made.config, "layer_types", None):
+        made.config.layer_types = made.config.layer_types[:layers]
+    made.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
 def prose(count: int, *, words: int = 100) -> list[str]:
     """Passages of the Python language reference, in an order of their own."""
     from pydoc_data.topics import topics

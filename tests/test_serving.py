@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import NotPossible
+from advisor.executor import vllm
 from advisor.executor.engine_schema import validate
 from advisor.executor.serving import write_serving
 from advisor.executor.settings import Setting, annotated, plain, yaml_text
@@ -216,7 +217,13 @@ def test_no_key_sets_the_format_of_weights_and_the_checkpoint_is_named():
         (
             "n-grams",
             "1.2.1",
-            {"decoding_type": "NGram", "max_draft_len": 4, "max_matching_ngram_size": 2, "max_concurrency": 8},
+            {
+                "decoding_type": "NGram",
+                "max_draft_len": 4,
+                "max_matching_ngram_size": 2,
+                "is_public_pool": False,
+                "max_concurrency": 8,
+            },
         ),
         ("EAGLE-3", "1.2.1", {"decoding_type": "Eagle", "max_draft_len": 3, "speculative_model": "yuhuili/EAGLE3-LLaMA3.1-8B"}),
         ("EAGLE-3", "1.3", {"decoding_type": "Eagle3", "max_draft_len": 3, "speculative_model": "yuhuili/EAGLE3-LLaMA3.1-8B"}),
@@ -433,6 +440,25 @@ def test_names_suit_kubernetes(name):
 # ---------------------------------------------------------------- vLLM
 
 
+def test_vllm_switches_speculation_off_by_its_schedule_where_it_has_one():
+    speculation = Speculation(method="ngram", draft_len=4, max_concurrency=16)
+
+    def config(version, **more):
+        made = plan(speculation=speculation, **more)
+        asked = profile(engine="vllm", version=version)
+        words = [word for group in vllm.serve_arguments(made, asked, site_of(made, asked)) for word in group]
+        return json.loads(words[words.index("--speculative-config") + 1]).get("num_speculative_tokens_per_batch_size")
+
+    assert config("0.32.0") == config("0.24.0") == [[1, 16, 4], [17, 17, 0]]  # what follows the last range keeps its 0
+    assert config("0.32.0", replicas=2) == [[1, 8, 4], [9, 9, 0]]  # a server is one replica
+    assert config("0.23.1") is None and config("0.32.0", attention_dp=True, tensor_parallel=2) is None
+
+
+def test_tensorrt_llm_switches_it_off_at_each_replica_s_share():
+    made = plan(speculation=Speculation(method="ngram", draft_len=4, max_concurrency=16), replicas=2)
+    assert yaml.safe_load(write_serving(made, profile())["trtllm.yaml"])["speculative_config"]["max_concurrency"] == 8
+
+
 def test_vllm_s_command(tmp_path):
     given_profile = profile(engine="vllm", version="0.11.0")
     made = plan(
@@ -455,7 +481,9 @@ def test_vllm_s_command(tmp_path):
         options["--tensor-parallel-size"] == "2" and options["--kv-cache-dtype"] == "fp8" and options["--max-num-seqs"] == "64"
     )
     assert "--enable-prefix-caching" in arguments
-    assert json.loads(options["--speculative-config"])["num_speculative_tokens"] == 4
+    assert json.loads(options["--speculative-config"]) == {
+        "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4
+    }  # fmt: skip
     assert "# --kv-cache-dtype: kv-cache-starves-batch/fp8-kv-cache\n" in files["serve.sh"]
     assert "not checked against an argument schema" in files["serve.sh"] and "not switched off above 8" in files["serve.sh"]
     assert "max_utilization has no option" in files["serve.sh"]

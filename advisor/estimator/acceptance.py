@@ -79,9 +79,13 @@ def published(model: Model, method: SpeculationMethod) -> Draft | None:
 
 
 def acceptance_of(model: Model, method: SpeculationMethod, draft_len: int) -> Acceptance:
-    """The method's range, with the acceptance published for this model's own draft as the typical value where there is one."""
-    found = prior(method, draft_len)
+    """The method's range, with the acceptance published for this model's own draft as the typical value where there is one;
+    what was measured with the draft itself, where it was."""
     draft = published(model, method)
+    if draft is not None and draft.lengths:
+        rate = _rate(draft.lengths, None, draft_len)
+        return Acceptance(rate, rate, rate, draft.source)
+    found = prior(method, draft_len)
     if draft is None or draft.acceptance_length is None or draft.draft_len is None:
         return found
     rate = acceptance_rate(draft.acceptance_length, draft.draft_len)

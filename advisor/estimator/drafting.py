@@ -37,7 +37,7 @@ def draft_params(model: Model, speculation: Speculation) -> float | None:
     if speculation.method == "ngram":
         return 0.0
     if speculation.method == "draft":
-        named = params_in_name(speculation.draft_model or "")
+        named = speculation.draft_params or params_in_name(speculation.draft_model or "")
         return None if named is None else float(named)
     if speculation.method == "mtp":
         return _layer_bytes(model, "bf16") / 2.0 + 2.0 * hidden * hidden + float(model.vocab) * hidden

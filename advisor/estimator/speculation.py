@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from advisor.estimator.acceptance import Acceptance, acceptance_of, published
@@ -33,54 +34,101 @@ class Outlook(NamedTuple):
     acceptance: Acceptance
 
 
+class Setting(NamedTuple):
+    """Where speculation is judged: a deployment without it, and what it decodes at a load."""
+
+    step: StepTime
+    deployment: Deployment
+    batch: float
+    """requests in flight per replica"""
+    context: float
+    most: int
+    """requests per replica that memory holds"""
+
+
+class Gain(NamedTuple):
+    """What one draft length would give."""
+
+    draft_len: int
+    gain: float
+    """decode speed-up at the setting's batch; below 1 it is slower"""
+    low: float
+    high: float
+    break_even_concurrency: int
+    """largest number of requests in flight (over all replicas) at which it still gains; 0: at none"""
+
+
 def outlook(
     model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine, method: SpeculationMethod
 ) -> Outlook | None:
     """The method's best draft length at this load and what it would give; None when the model has no such draft, the GPU's
     speed is not known, or the deployment does not fit. `deployment`'s own speculation is not looked at."""
-    plain = deployment.model_copy(update={"speculation": None})
     drafts = _candidates(model, method)
-    constants = constants_of(gpu)
-    if not drafts or constants is None:
+    setting = setting_of(model, gpu, deployment, load, engine) if drafts else None
+    if setting is None:
         return None
-    now = estimate(model, gpu, plain, load, engine)
-    if not now.fits or now.concurrency is None:
-        return None
-    step = step_time(constants, model, plain, engine)
-    batch, context = max(1.0, now.concurrency / plain.replicas), load.isl + load.osl / 2
     best: tuple[float, Speculation, Acceptance] | None = None
     for draft in drafts:
         accepted = acceptance_of(model, method, draft.draft_len)
         tried = draft.model_copy(update={"acceptance": round(accepted.typical, 3)})
-        made = _gain(step, model, plain, tried, batch, context)
+        made = _gain(setting, model, tried)
         if best is None or made > best[0] + 1e-12:
             best = made, tried, accepted
     assert best is not None
     gain, chosen, accepted = best
-    ends = [
-        _gain(step, model, plain, chosen.model_copy(update={"acceptance": rate}), batch, context)
-        for rate in (accepted.low, accepted.high)
-    ]
-    most = (now.max_concurrency or round(batch)) // plain.replicas
-    turn = break_even(step, model, plain, chosen, context, max(1, most)) * plain.replicas
+    ends = [_gain(setting, model, chosen.model_copy(update={"acceptance": rate})) for rate in (accepted.low, accepted.high)]
+    turn = _turn(setting, model, chosen)
     return Outlook(chosen.model_copy(update={"max_concurrency": turn or None}), gain, ends[0], ends[1], turn, accepted)
+
+
+def gains(
+    setting: Setting, model: Model, draft: Speculation, tokens: Mapping[int, tuple[float, float, float]]
+) -> tuple[Gain, ...]:
+    """Every draft length's gain from its measured tokens per step: draft length -> value, low, high."""
+    found = []
+    for length, figures in sorted(tokens.items()):
+        rates = [acceptance_rate(figure, length) for figure in figures]
+        tried = [draft.model_copy(update={"draft_len": length, "acceptance": rate}) for rate in rates]
+        made = [_gain(setting, model, one) for one in tried]
+        found.append(Gain(length, made[0], made[1], made[2], _turn(setting, model, tried[0])))
+    return tuple(found)
+
+
+def setting_of(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine) -> Setting | None:
+    """The deployment without speculation at a load; None when the GPU's speed is not known or it does not fit."""
+    plain = deployment.model_copy(update={"speculation": None})
+    constants = constants_of(gpu)
+    now = estimate(model, gpu, plain, load, engine) if constants is not None else None
+    if constants is None or now is None or not now.fits or now.concurrency is None:
+        return None
+    batch = max(1.0, now.concurrency / plain.replicas)
+    most = max(1, (now.max_concurrency or round(batch)) // plain.replicas)
+    return Setting(step_time(constants, model, plain, engine), plain, batch, load.isl + load.osl / 2, most)
+
+
+def _turn(setting: Setting, model: Model, draft: Speculation) -> int:
+    plain = setting.deployment
+    return break_even(setting.step, model, plain, draft, setting.context, setting.most) * plain.replicas
 
 
 def break_even(
     step: StepTime, model: Model, deployment: Deployment, speculation: Speculation, context: float, most: int
 ) -> int:
     """Largest batch, at most `most`, at which the draft gains; 0: at none. Doubling, then bisection of the last crossing."""
+    def pays(batch: int) -> bool:
+        return _gain(Setting(step, deployment, batch, context, most), model, speculation) > 1.0
+
     batches: list[int] = [1 << power for power in range(most.bit_length()) if 1 << power < most] + [most]
-    paying = [_gain(step, model, deployment, speculation, batch, context) > 1.0 for batch in batches]
+    paying = [pays(batch) for batch in batches]
     if not any(paying):
         return 0
-    last = max(index for index, pays in enumerate(paying) if pays)
+    last = max(index for index, gained in enumerate(paying) if gained)
     if last == len(batches) - 1:
         return most
     low, high = batches[last], batches[last + 1]
     while high - low > 1:
         middle = (low + high) // 2
-        if _gain(step, model, deployment, speculation, middle, context) > 1.0:
+        if pays(middle):
             low = middle
         else:
             high = middle
@@ -129,26 +177,26 @@ def best(
     return max((each for each in made if each is not None), key=lambda each: each.gain, default=None)
 
 
-def _gain(
-    step: StepTime, model: Model, deployment: Deployment, speculation: Speculation, batch: float, context: float
-) -> float:
-    with_draft = speculating(step, model, deployment.model_copy(update={"speculation": speculation}))
+def _gain(setting: Setting, model: Model, speculation: Speculation) -> float:
+    with_draft = speculating(setting.step, model, setting.deployment.model_copy(update={"speculation": speculation}))
     assert isinstance(with_draft, Speculating)
-    return with_draft.gain(batch, context)
+    return with_draft.gain(setting.batch, setting.context)
 
 
 def _candidates(model: Model, method: SpeculationMethod) -> list[Speculation]:
-    """The drafts of a method that this model has, at every length; of smaller siblings those of less than half its size."""
+    """The drafts of a method that this model has, at every length: one whose size is known as it is, and of those with their
+    size in the name the ones of less than half the model's."""
     own = published(model, method)
     names: list[str | None] = [own.id if own is not None else None]
     if (method == "mtp" and not model.mtp_layers and own is None) or (method == "eagle3" and own is None):
         return []
-    if method == "draft":
+    if method == "draft" and (own is None or own.params is None):
         params = parameter_count(model)
         offered = [own.id] if own is not None else list(model.siblings)
         names = [name for name in offered if name and (params_in_name(name) or params) * 2 < params]
+    size = own.params if own is not None else None
     return [
-        Speculation(method=method, draft_len=length, draft_model=name)
+        Speculation(method=method, draft_len=length, draft_model=name, draft_params=size)
         for name in names
         for length in range(1, LONGEST_DRAFT + 1)
     ]

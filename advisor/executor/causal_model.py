@@ -93,13 +93,18 @@ def load_model(folder: Path) -> Any:
     return model.eval()
 
 
-def chat_renderer(tokenizer: Any, where: str) -> Callable[[list[dict[str, str]]], str]:
-    """messages -> text by the model's chat template. What it gives raises ModelProblem when there is none."""
+def chat_renderer(tokenizer: Any, where: str, *, to_answer: bool = False) -> Callable[[list[dict[str, str]]], str]:
+    """messages -> text by the model's chat template. What it gives raises ModelProblem when there is none.
+
+    to_answer: the text up to where the model's own turn begins; what an assistant said last is left out.
+    """
 
     def render(messages: list[dict[str, str]]) -> str:
         if not getattr(tokenizer, "chat_template", None):
             raise ModelProblem("this model has no chat template for messages", where=where, hint='give {"text": …} lines')
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        if to_answer and len(messages) > 1 and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=to_answer))
 
     return render
 

@@ -74,7 +74,7 @@ def _vllm_files(plan: Plan, profile: Profile, site: Site) -> dict[str, str]:
         )
     why = vllm.why_of(plan)
     groups = vllm.serve_arguments(plan, profile, site)
-    head = [*_head(plan, profile, site), *vllm.notes(plan)]
+    head = [*_head(plan, profile, site), *vllm.notes(plan, profile.engine)]
     head += [f"{group[0]}: {why[group[0]]}" for group in groups if group[0] in why]
     command = [part for group in groups for part in group]
     in_pod = [part for group in vllm.serve_arguments(plan, profile, site, host="0.0.0.0") for part in group]

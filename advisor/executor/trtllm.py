@@ -10,9 +10,10 @@ from typing import Any
 
 from advisor.errors import NotPossible
 from advisor.executor.engine_schema import class_of, command_options, engine_schema, known_version, validate
+from advisor.executor.ngrams import SIZES
 from advisor.executor.settings import Section, Setting, annotated, comment, plain, reasons
 from advisor.executor.site import HOST, PORT, Site
-from advisor.types import Plan, Profile, Speculation
+from advisor.types import Deployment, Plan, Profile, Speculation
 
 CONFIG = "trtllm.yaml"
 DEFAULT_TOKENS = 8192
@@ -27,8 +28,6 @@ _METHODS = {
     "1.2.1": {"ngram": "NGram", "draft": "DraftTarget", "eagle3": "Eagle", "mtp": "MTP"},
     "1.3": {"ngram": "NGram", "draft": "Draft_Target", "eagle3": "Eagle3", "mtp": "MTP"},
 }
-_NGRAM_SIZE = 2
-"""max_matching_ngram_size: the 1.3 line's default; 1.2.1's is 0"""
 
 
 def llm_options(plan: Plan, profile: Profile) -> Section:
@@ -182,7 +181,7 @@ def _options(plan: Plan, profile: Profile, version: str) -> dict[str, Any]:
                 where="speculation, pipeline_parallel",
                 hint="its feature matrix says no; use tensor parallelism alone, or no speculation",
             )
-        options["speculative_config"] = _speculation(deployment.speculation, version, why.get("speculation", "plan"))
+        options["speculative_config"] = _speculation(deployment, deployment.speculation, version, why.get("speculation", "plan"))
     return options
 
 
@@ -219,13 +218,13 @@ def _cache_dtype(plan: Plan, profile: Profile) -> str:
     return "auto" if wanted in ("bf16", stored) else wanted
 
 
-def _speculation(speculation: Speculation, version: str, why: str) -> dict[str, Setting]:
-    """speculative_config by its names in this version."""
+def _speculation(deployment: Deployment, speculation: Speculation, version: str, why: str) -> dict[str, Setting]:
+    """speculative_config of one replica, by its names in this version."""
     found: dict[str, Any] = {"decoding_type": _METHODS[version][speculation.method], "max_draft_len": speculation.draft_len}
     if speculation.method == "mtp":
         found["num_nextn_predict_layers"] = speculation.draft_len
     if speculation.method == "ngram":
-        found["max_matching_ngram_size"] = _NGRAM_SIZE
+        found |= {"max_matching_ngram_size": SIZES["tensorrt-llm"].longest, "is_public_pool": False}
     if speculation.method in ("draft", "eagle3"):
         if not speculation.draft_model:
             raise NotPossible(
@@ -235,10 +234,9 @@ def _speculation(speculation: Speculation, version: str, why: str) -> dict[str, 
             )
         found["speculative_model"] = speculation.draft_model
     if speculation.max_concurrency is not None:
-        found["max_concurrency"] = speculation.max_concurrency
-    return {
-        key: Setting(value, why + ("; switched off above" if key == "max_concurrency" else "")) for key, value in found.items()
-    }
+        found["max_concurrency"] = max(1, speculation.max_concurrency // deployment.replicas)
+    notes = {"max_concurrency": "; switched off above", "is_public_pool": "; the pool that requests share is never pruned"}
+    return {key: Setting(value, why + notes.get(key, "")) for key, value in found.items()}
 
 
 def _warnings(plan: Plan, profile: Profile) -> list[str]:

