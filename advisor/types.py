@@ -765,6 +765,27 @@ class LayerSensitivity(Value):
     """kept at higher precision"""
 
 
+class DraftLength(Value):
+    """Drafts of one length: replayed over the target's own answers, and estimated where they will be served."""
+
+    draft_len: int
+    tokens_per_step: float
+    """that a verification step gave, measured; between 1 and draft_len + 1"""
+    low: float
+    high: float
+    """95 % bootstrap interval over the answers"""
+    formula: float
+    """tokens per step if each drafted token were accepted as often as the first: (1 - a^(k+1)) / (1 - a)"""
+    accepted: float | None = None
+    """probability that the last drafted token is accepted when those before it were; None: never reached"""
+    gain: float | None = None
+    """estimated decode speed-up at the planned batch with the measured tokens per step; None: there is no estimate"""
+    gain_range: tuple[float, float] | None = None
+    """the same at the ends of the interval"""
+    break_even_concurrency: int | None = None
+    """requests in flight, over all replicas, above which it no longer gains; 0: it gains at none"""
+
+
 class Change(Value):
     """Something the executor did."""
 
@@ -784,6 +805,8 @@ class Change(Value):
     """sensitivity of the layers to their format, in the model's order"""
     serving: tuple[Interval, ...] = ()
     """what a server gave under load: latencies, throughput and the server's own figures, beside what was predicted"""
+    drafts: tuple[DraftLength, ...] = ()
+    """speculative decoding by draft length"""
 
 
 class GridSeries(Value):

@@ -26,9 +26,22 @@ ALLOWED = {
     "rounds": FOUNDATION | {"freshness", "profiler"},
     "served": FOUNDATION | {"executor", "freshness"},
     "sweep": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
+    "acceptance": FOUNDATION | {"pipeline", "profiler", "estimator", "reasoner", "executor", "report"},
     "measurement": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", ""},
     "cli": FOUNDATION
-    | {"measurement", "pipeline", "prediction", "report", "profiler", "freshness", "rounds", "served", "sweep", ""},
+    | {
+        "acceptance",
+        "measurement",
+        "pipeline",
+        "prediction",
+        "report",
+        "profiler",
+        "freshness",
+        "rounds",
+        "served",
+        "sweep",
+        "",
+    },
     "": FOUNDATION | {"pipeline", "prediction", "freshness"},
 }
 FOREIGN = {

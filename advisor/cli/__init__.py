@@ -21,6 +21,7 @@ COMMANDS = (
     "diff",
     "emit",
     "apply",
+    "draft",
     "measure",
     "evidence",
     "check",

@@ -115,6 +115,7 @@ def break_even(
     step: StepTime, model: Model, deployment: Deployment, speculation: Speculation, context: float, most: int
 ) -> int:
     """Largest batch, at most `most`, at which the draft gains; 0: at none. Doubling, then bisection of the last crossing."""
+
     def pays(batch: int) -> bool:
         return _gain(Setting(step, deployment, batch, context, most), model, speculation) > 1.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,16 @@ max calibration 1.1 GB and AWQ 1.65 GB for weights of 0.27 GB, less RUNTIME_GIB,
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
 
-def require_libraries() -> None:
-    """Raise MissingExtra unless everything that `advise apply` needs is installed."""
+NEEDED = ("torch", "transformers", "accelerate", "safetensors", "modelopt", "requests")
+
+
+def require_libraries(*needed: str) -> None:
+    """Raise MissingExtra unless these are installed; without any: everything that `advise apply` needs."""
     from importlib.util import find_spec
 
-    missing = [
-        name for name in ("torch", "transformers", "accelerate", "safetensors", "modelopt", "requests") if not find_spec(name)
-    ]
+    missing = [name for name in needed or NEEDED if not find_spec(name)]
     if missing:
-        raise MissingExtra(f"advise apply needs {', '.join(missing)}", hint=f"install it: {EXTRA}")
+        raise MissingExtra(f"this needs {', '.join(missing)}", hint=f"install it: {EXTRA}")
 
 
 def check_folder(folder: Path) -> None:
@@ -125,6 +126,21 @@ def check_memory(folder: Path, kind: str, *, vocab: int, tokens: int) -> float:
             hint="free memory, use a larger machine, or shorter prompts (--prompt-tokens)",
         )
     return need
+
+
+def check_decoding(folders: Sequence[Path]) -> None:
+    """Raise NotPossible unless the models fit at once as they are decoded with: 32 bits a weight without a GPU."""
+    import torch
+
+    width = 1.0 if torch.cuda.is_available() else 2.0
+    need = RUNTIME_GIB + sum(map(weight_gib, folders)) * width
+    free = free_gib()
+    if free is not None and need > free:
+        raise NotPossible(
+            f"about {need:.1f} GiB of memory are needed and {free:.1f} GiB are free",
+            where=", ".join(map(str, folders)),
+            hint="free memory, or use a larger machine",
+        )
 
 
 def free_gib() -> float | None:

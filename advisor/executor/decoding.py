@@ -162,9 +162,7 @@ def speculate(
     return Decoded(tuple(text[len(prompt) :]), steps)
 
 
-def _settled(
-    logits: Any, guesses: tuple[int, ...], rows: Any, choose: Choose, temperature: float, generator: Any
-) -> list[int]:
+def _settled(logits: Any, guesses: tuple[int, ...], rows: Any, choose: Choose, temperature: float, generator: Any) -> list[int]:
     """The accepted guesses and the one token more that every step gives."""
     import torch
 

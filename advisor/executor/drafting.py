@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,12 +146,12 @@ class Desk:
             value = self.stage("answer", order.target, {"prompt": prompt, **self._asked()}, make)
             found.append(Answer(prompt, tuple(value["text"]), tuple(value["chances"])))
             tick(done)
-        long = [one for one in found if len(one.text) > 1]
+        long = [one for one in found if len(one.text) > 2]
         if len(long) < FEWEST:
             raise InputError(
                 f"the target ends its answer at once on all but {len(long)} of {len(found)} prompts",
                 where=str(order.prompts),
-                hint="give prompts that ask for more than one token; messages for a chat model",
+                hint="give prompts that ask for more than a word; messages for a chat model",
             )
         return tuple(long)
 
@@ -160,8 +161,8 @@ class Desk:
         found = []
         tick = self.progress.track("the draft reads the answers", len(answers))
         for done, one in enumerate(answers, 1):
-            inputs = {"prompt": one.prompt, "text": one.text, "target": self._hash(self.order.target), **self._asked()}
-            value = self.stage("draft", self.order.draft, inputs, lambda one=one: {"rates": self._agreement(one)})
+            inputs = {"prompt": one.prompt, "text": one.text, "target": self.hash(self.order.target), **self._asked()}
+            value = self.stage("draft", self.order.draft, inputs, partial(self._agreement, one))
             found.append(replay(rates_of_run(value["rates"])))
             tick(done)
         return Acceptance("draft", tuple(found))
@@ -169,19 +170,17 @@ class Desk:
     def accepted_ngrams(self, answers: Sequence[Answer]) -> Acceptance:
         """Of the engine's look-up; a guess is certain, so what is accepted is what the text says, at any temperature."""
         sizes = ngrams.SIZES[self.order.engine]
-        return Acceptance(
-            "ngram", tuple(replay(ngrams.rates(one.prompt, one.text, sizes, LONGEST)) for one in answers)
-        )
+        return Acceptance("ngram", tuple(replay(ngrams.rates(one.prompt, one.text, sizes, LONGEST)) for one in answers))
 
     def stage(self, name: str, folder: Path, inputs: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A value that depends on a model's files and the inputs, from the journal or made now."""
-        key = {"model": self._hash(folder), **inputs}
+        key = {"model": self.hash(folder), **inputs}
         with memory_errors():
             value, _ = self.journal.do(f"{name}/{digest(key)[:16]}", key, lambda: (make(), ()))
         return value
 
-    def _agreement(self, one: Answer) -> list[float]:
-        """Probability that the draft's token is accepted, for every token of the answer but the first."""
+    def _agreement(self, one: Answer) -> dict[str, Any]:
+        """ "rates": probability that the draft's token is accepted, for every token of the answer but the first."""
         import torch
 
         assert self.order.draft is not None
@@ -190,9 +189,9 @@ class Desk:
         with torch.inference_mode():
             rows = model(input_ids=ids).logits[0, len(one.prompt) :].float().cpu()
         if not self.order.temperature:
-            return [float(row.argmax() == token) for row, token in zip(rows, one.text[1:], strict=True)]
+            return {"rates": [float(row.argmax() == token) for row, token in zip(rows, one.text[1:], strict=True)]}
         theirs = [float(chances(row, self.order.temperature)[token]) for row, token in zip(rows, one.text[1:], strict=True)]
-        return [min(1.0, draft / target) for draft, target in zip(theirs, one.chances[1:], strict=True)]
+        return {"rates": [min(1.0, draft / target) for draft, target in zip(theirs, one.chances[1:], strict=True)]}
 
     def _choose(self, key: str, noted: list[float]) -> Callable[[Any], int]:
         import torch
@@ -212,7 +211,12 @@ class Desk:
         order = self.order
         return {"most": order.answer_tokens, "temperature": order.temperature, "seed": order.seed}
 
-    def _hash(self, folder: Path) -> str:
+    def draft_hash(self) -> str | None:
+        """Of the draft's files; None without one."""
+        return None if self.order.draft is None else self.hash(self.order.draft)
+
+    def hash(self, folder: Path) -> str:
+        """Of a folder's files, read once."""
         if folder not in self._hashes:
             self._hashes[folder] = digest(hash_folder(folder))
         return self._hashes[folder]

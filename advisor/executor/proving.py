@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from advisor.executor.decoding import Drafter, LookupDrafter, ModelDrafter, Reader, chances, decode, speculate
@@ -40,15 +40,13 @@ class Identity:
     """smallest difference of the two best logits where an answer first differs; None: none does"""
     predicted_gain: float
     """tokens per step over what the steps cost on this machine"""
+    bits: int
+    """of the arithmetic: near ties of logits are told apart in 32"""
 
     @property
     def gain(self) -> float:
         """Speed-up of decoding one answer after the other, on this machine."""
         return self.plain_seconds / self.seconds
-
-    def plain(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,12 @@ def prove_greedy(desk: Desk, answers: Sequence[Answer], method: Literal["draft",
         found: dict[str, Any] = {"identical": 0, "tokens": 0, "steps": 0, "seconds": 0.0, "plain_seconds": 0.0}
         gaps = []
         for done, one in enumerate(some, 1):
-            began = time.monotonic()
+            began = _clock(target)
             plain = decode(target, one.prompt, order.answer_tokens, desk.stops())
-            found["plain_seconds"] += time.monotonic() - began
-            began = time.monotonic()
+            found["plain_seconds"] += _clock(target) - began
+            began = _clock(target)
             made = speculate(target, _drafter(desk, method), one.prompt, order.answer_tokens, desk.stops(), order.draft_len)
-            found["seconds"] += time.monotonic() - began
+            found["seconds"] += _clock(target) - began
             found["tokens"] += len(made.text) - 1
             found["steps"] += made.steps
             found["identical"] += made.text == plain.text
@@ -96,12 +94,13 @@ def prove_greedy(desk: Desk, answers: Sequence[Answer], method: Literal["draft",
             "method": method,
             "draft_len": order.draft_len,
             "answers": len(some),
+            "bits": 8 * next(target.parameters()).element_size(),
             "gap": min(gaps, default=None),
             "predicted_gain": found["tokens"] / found["steps"] / cost,
         }
 
     inputs = {
-        "draft": str(order.draft), "method": method, "draft_len": order.draft_len, "most": order.answer_tokens,
+        "draft": desk.draft_hash(), "method": method, "draft_len": order.draft_len, "most": order.answer_tokens,
         "prompts": [one.prompt for one in some], "engine": order.engine,
     }  # fmt: skip
     value = desk.stage("greedy", order.target, inputs, make)
@@ -131,7 +130,12 @@ def prove_sampling(desk: Desk, answers: Sequence[Answer]) -> Sampling:
             tick(done)
         return {"rule": rule, "control": control, "positions": count}
 
-    inputs = {"draft": str(order.draft), "temperature": temperature, "answers": [one.text for one in answers], "seed": order.seed}
+    inputs = {
+        "draft": desk.draft_hash(),
+        "temperature": temperature,
+        "answers": [one.text for one in answers],
+        "seed": order.seed,
+    }
     value = desk.stage("sampling", order.target, inputs, make)
     return Sampling(value["positions"], DRAWS, temperature, Unchanged(*value["rule"]), Unchanged(*value["control"]))
 
@@ -155,20 +159,27 @@ def _step_cost(desk: Desk, method: Literal["draft", "ngram"], one: Answer) -> fl
     return (verify + draft) / _seconds(target, text, 1)
 
 
+def _clock(model: Any) -> float:
+    """Seconds; on a CPU those that this process computed, so that others on the machine do not count."""
+    return time.process_time() if next(model.parameters()).device.type == "cpu" else time.monotonic()
+
+
 def _seconds(model: Any, text: Sequence[int], tokens: int) -> float:
     """Median time to read the last tokens of a text with the rest in the cache."""
     reader, took = Reader(model), []
     reader.read(text[:-tokens])
     for _ in range(REPEATS):
-        began = time.monotonic()
+        began = _clock(model)
         reader.read(text)
-        took.append(time.monotonic() - began)
+        took.append(_clock(model) - began)
         reader.read(text[: len(text) - tokens])
     return statistics.median(took)
 
 
 def _gap(model: Any, prompt: Sequence[int], plain: Sequence[int], made: Sequence[int]) -> float:
     """Difference of the two best logits at the first token that differs: tiny where rounding decided a tie."""
-    same = next((at for at, pair in enumerate(zip(plain, made, strict=False)) if pair[0] != pair[1]), min(len(plain), len(made)))
+    same = next(
+        (at for at, pair in enumerate(zip(plain, made, strict=False)) if pair[0] != pair[1]), min(len(plain), len(made))
+    )
     best = Reader(model).read([*prompt, *plain[:same]])[-1].topk(2).values
     return float(best[0] - best[1])

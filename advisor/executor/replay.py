@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 LONGEST = 8
 """longest draft that is replayed: the estimator considers none longer"""
@@ -27,27 +26,28 @@ Figure = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Replay:
-    """One text, replayed with every draft length."""
+    """One text, replayed with every draft length: each tuple has one value a length, or a position in the longest draft."""
 
     tokens: int
     """that the steps gave: the first token of an answer comes from the prompt's own step"""
     steps: tuple[float, ...]
-    """expected verification steps with drafts of 1, 2, … tokens"""
+    """expected verification steps for all of them"""
+    whole: tuple[float, ...]
+    """expected steps that the text's end does not cut short"""
+    given: tuple[float, ...]
+    """expected tokens of those"""
     reached: tuple[float, ...]
     """expected drafted tokens that were looked at, by position in the longest draft"""
     accepted: tuple[float, ...]
     """of them accepted"""
 
-    def plain(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
 
 def replay(rates: Rates, longest: int = LONGEST) -> Replay:
     """The text's expected steps. rates: one row a token, of at most `longest` positions and never past the text's end."""
-    steps = tuple(_steps(rates, length) for length in range(1, longest + 1))
+    walks = [_walk(rates, length) for length in range(1, longest + 1)]
     reached, accepted = _positions(rates, longest)
-    return Replay(len(rates), steps, reached, accepted)
+    steps, whole, given = (tuple(each) for each in zip(*walks, strict=True))
+    return Replay(len(rates), steps, whole, given, reached, accepted)
 
 
 def rates_of_run(agreement: Sequence[float], longest: int = LONGEST) -> tuple[tuple[float, ...], ...]:
@@ -55,9 +55,10 @@ def rates_of_run(agreement: Sequence[float], longest: int = LONGEST) -> tuple[tu
     return tuple(tuple(agreement[start : start + longest]) for start in range(len(agreement)))
 
 
-def tokens_per_step(replays: Sequence[Replay], draft_len: int, seed: int = 0) -> Figure:
-    """Tokens that a verification step gives, over all texts: between 1 and draft_len + 1."""
-    return _ratio([(one.tokens, one.steps[draft_len - 1]) for one in replays], seed)
+def tokens_per_step(replays: Sequence[Replay], draft_len: int, seed: int = 0) -> Figure | None:
+    """Tokens that a verification step gives, over all texts and the steps that no end cuts short; None: there is none."""
+    pairs = [(one.given[draft_len - 1], one.whole[draft_len - 1]) for one in replays]
+    return _ratio(pairs, seed) if sum(whole for _, whole in pairs) > 0 else None
 
 
 def acceptance_at(replays: Sequence[Replay], position: int, seed: int = 0) -> Figure | None:
@@ -75,32 +76,38 @@ def _chances(row: Sequence[float], draft_len: int) -> list[float]:
     return [*found, alive]
 
 
-def _steps(rates: Rates, draft_len: int) -> float:
-    """Expected steps from the first token on, backwards from the end: a step gives the accepted tokens and one more."""
+def _begins(rates: Rates, draft_len: int) -> list[float]:
+    """Probability that a step begins at each token: a step gives the accepted tokens and one more."""
     end = len(rates)
-    left = [0.0] * (end + 1)
-    for start in range(end - 1, -1, -1):
-        chances = _chances(rates[start], draft_len)
-        left[start] = 1 + sum(chance * left[min(end, start + given + 1)] for given, chance in enumerate(chances))
-    return left[0]
+    begins = [1.0, *[0.0] * end]
+    for start in range(end):
+        for more, chance in enumerate(_chances(rates[start], draft_len)):
+            begins[min(end, start + more + 1)] += begins[start] * chance
+    return begins[:end]
+
+
+def _walk(rates: Rates, draft_len: int) -> tuple[float, float, float]:
+    """Expected steps, and of those that no end cuts short their number and their tokens."""
+    begins = _begins(rates, draft_len)
+    last = max(0, len(rates) - draft_len)  # a step from there on could have given more than is left
+    given = sum(
+        begin * sum((more + 1) * chance for more, chance in enumerate(_chances(rates[start], draft_len)))
+        for start, begin in enumerate(begins[:last])
+    )
+    return sum(begins), sum(begins[:last]), given
 
 
 def _positions(rates: Rates, longest: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Expected tokens looked at and accepted by their position in the draft, over the steps that the longest draft takes."""
     end = len(rates)
-    begins = [1.0, *[0.0] * end]
     reached, accepted = [0.0] * longest, [0.0] * longest
-    for start in range(end):
-        if not begins[start]:
-            continue
-        alive = begins[start]
+    for start, begin in enumerate(_begins(rates, longest)):
+        alive = begin
         for position in range(min(longest, end - start)):  # a step without a guess at a position refuses it
             rate = rates[start][position] if position < len(rates[start]) else 0.0
             reached[position] += alive
             accepted[position] += alive * rate
             alive *= rate
-        for given, chance in enumerate(_chances(rates[start], longest)):
-            begins[min(end, start + given + 1)] += begins[start] * chance
     return tuple(reached), tuple(accepted)
 
 

@@ -181,7 +181,9 @@ def _options(plan: Plan, profile: Profile, version: str) -> dict[str, Any]:
                 where="speculation, pipeline_parallel",
                 hint="its feature matrix says no; use tensor parallelism alone, or no speculation",
             )
-        options["speculative_config"] = _speculation(deployment, deployment.speculation, version, why.get("speculation", "plan"))
+        options["speculative_config"] = _speculation(
+            deployment, deployment.speculation, version, why.get("speculation", "plan")
+        )
     return options
 
 

@@ -94,7 +94,9 @@ def notes(plan: Plan, engine: Engine) -> list[str]:
     if deployment.speculation is not None and deployment.speculation.max_concurrency is not None:
         limit = deployment.speculation.max_concurrency // deployment.replicas
         if _has_schedule(deployment, engine):
-            found.append(f"above {limit} requests drafts are off; the schedule leaves piecewise CUDA graphs (vllm/config/vllm.py)")
+            found.append(
+                f"above {limit} requests drafts are off; the schedule leaves piecewise CUDA graphs (vllm/config/vllm.py)"
+            )
         else:
             found.append(
                 f"speculation is not switched off above {limit} requests: the schedule for it came with 0.24 and is not there"

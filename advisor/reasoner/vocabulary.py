@@ -235,10 +235,15 @@ _MEASURED: tuple[_Row, ...] = (
         "ngram_acceptance",
         "number",
         "",
-        "probability that an n-gram guess is accepted, replayed over the model's own answers, 0 to 1 ? advise draft measures it",
+        "probability that an n-gram guess is accepted, replayed over the model's own answers ? advise draft measures it",
     ),
     ("draft_model", "string", "", "the draft model that measured.acceptance is of: its folder ? advise draft --draft FOLDER"),
-    ("draft_params_b", "number", "1e9", "parameters of measured.draft_model that one token reads ? advise draft --draft FOLDER"),
+    (
+        "draft_params_b",
+        "number",
+        "1e9",
+        "parameters of measured.draft_model that one token reads ? advise draft --draft FOLDER",
+    ),
     *(
         (
             f"{kind}tokens_per_step_{length}",

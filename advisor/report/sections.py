@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from advisor.report import units
 from advisor.report.deployments import describe_changes, short_deployment
 from advisor.report.evidence import compared, unknown_facts
-from advisor.types import Change, Estimate, Finding, Flip, Loss, Memory, Policy, Report, Scalar, Step
+from advisor.types import Change, DraftLength, Estimate, Finding, Flip, Loss, Memory, Policy, Report, Scalar, Step
 
 BASES = {
     "arithmetic": "arithmetic",
@@ -240,6 +241,7 @@ def change_lines(change: Change) -> tuple[str, ...]:
         + (f", n = {units.given(item.samples)}" if item.samples else "")
         for item in (*change.accuracy, *(item for item in change.serving if not item.metric.endswith(("_p50", "_p90"))))
     ]
+    lines += [draft_line(item) for item in change.drafts]
     seconds = f"took {units.figure(change.seconds)} s" if change.seconds is not None else ""
     lines += [
         seconds,
@@ -247,6 +249,27 @@ def change_lines(change: Change) -> tuple[str, ...]:
         f"command: {change.command}" if change.command else "",
     ]
     return tuple(line for line in lines if line)
+
+
+def rule_lines(report: Report, rules: Sequence[str]) -> tuple[str, ...]:
+    """What some rules say, each with the comparisons that decide it."""
+    found = []
+    for finding in report.findings:
+        if finding.rule in rules:
+            deciding = [one for one in finding.evidence if one.holds is not True] or list(finding.evidence)
+            found.append(f"{finding.rule} {finding.verdict}: {'; '.join(map(compared, deciding))}")
+    return tuple(found)
+
+
+def draft_line(item: DraftLength) -> str:
+    """What one draft length gave here and is worth there."""
+    measured = f"{units.figure(item.tokens_per_step)} tokens a step ({units.figure(item.low)} to {units.figure(item.high)})"
+    text = f"drafts of {item.draft_len}: {measured}, the formula says {units.figure(item.formula)}"
+    if item.gain is None:
+        return text
+    span = f" ({units.figure(item.gain_range[0])} to {units.figure(item.gain_range[1])})" if item.gain_range else ""
+    until = f"up to {units.given(item.break_even_concurrency)} requests" if item.break_even_concurrency else "at no load"
+    return f"{text}; decode x {units.figure(item.gain)}{span}, gains {until}"
 
 
 # ---------------------------------------------------------------- what is not in the plan

@@ -1,0 +1,212 @@
+"""`advise draft`: how often a draft is accepted on the user's own prompts, and what that is worth where it will be served.
+
+What was measured becomes facts, the same rules are asked again, and every draft length is weighed with the estimator's cost of
+verifying it at the planned batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from advisor import pipeline
+from advisor.errors import InputError
+from advisor.executor.drafting import Order
+from advisor.executor.journal import Journal
+from advisor.executor.progress import Progress
+from advisor.executor.speculation import Measured, Way, check_order, measure
+from advisor.library import write_whole
+from advisor.types import Change, Deployment, DraftLength, Policy, Profile, Report, Scalar, Speculation
+
+if TYPE_CHECKING:
+    from advisor.estimator.speculation import Gain, Setting
+
+RULES = {"draft": "single-stream-slow/measured-draft", "ngram": "single-stream-slow/ngram"}
+"""the rule that asks for what a method's measurement tells"""
+SETTINGS = {
+    "tensorrt-llm": "speculative_config.max_concurrency: {limit}",
+    "vllm": "num_speculative_tokens_per_batch_size, from 0.24: [[1, {limit}, {length}], [{after}, {after}, 0]]",
+}
+
+
+def measure_drafts(
+    profile: Profile,
+    out: Path,
+    *,
+    overlay: str | Path | None = None,
+    policy: Policy | str | Path | None = None,
+    command: tuple[str, ...] = (),
+    log_format: Literal["text", "json"] = "text",
+    stream: IO[str] | None = None,
+    **options: Any,
+) -> Report:
+    """Measure on this machine, ask the rules again, write report.json, report.html and measured.json into `out`.
+
+    options: the fields of executor.drafting.Order but target and engine. stream: where progress is told; stderr without it.
+    The journal in `out` keeps finished work: the same question goes on where it was stopped.
+    Raises InputError, ModelProblem, MissingExtra, NotPossible, FileProblem.
+    """
+    from advisor.report.rendering import render
+
+    order = Order(target=target_folder(profile), engine=profile.engine.name, **options)
+    check_order(order)
+    with Journal(out) as journal:
+        measured = measure(order, journal, Progress(log_format, stream))
+        facts = facts_of(measured)
+        known = with_measured(profile, facts)
+        report = pipeline.advise(known, overlay=overlay, policy=policy, command=command)
+        changes = judge(known, report.plan.deployment, measured)
+        report = report.model_copy(update={"changes": changes})
+        write_whole(out / "report.json", report.model_dump_json(indent=2) + "\n")
+        write_whole(out / "report.html", render(report, "html"))
+        write_whole(out / "measured.json", json.dumps(facts, indent=1) + "\n")
+    return report
+
+
+def facts_of(measured: Measured) -> dict[str, Scalar]:
+    """The measured facts, with the draft's folder and size. Raises ModelProblem."""
+    from advisor.estimator.drafting import active_bytes
+    from advisor.profiler.model import read_model
+
+    found: dict[str, Scalar] = {}
+    for way in measured.ways:
+        found |= way.facts()
+    if measured.order.draft is not None:
+        draft, _ = read_model(str(measured.order.draft))
+        found |= {"draft_model": str(measured.order.draft.absolute()), "draft_params_b": active_bytes(draft, "bf16") / 2 / 1e9}
+    return found
+
+
+def with_measured(profile: Profile, facts: Mapping[str, Scalar]) -> Profile:
+    """The profile that knows the facts too."""
+    sources = {f"measured.{name}": "measured" for name in facts}
+    return profile.model_copy(update={"measured": profile.measured | dict(facts), "sources": profile.sources | sources})
+
+
+def judge(profile: Profile, deployment: Deployment, measured: Measured) -> tuple[Change, ...]:
+    """A Change for each way to draft: what each length gave here, what it is worth in this deployment, and the proofs."""
+    first, *others = (_change(profile, deployment, measured, way) for way in measured.ways)
+    return (first.model_copy(update={"seconds": round(measured.seconds, 1)}), *others)
+
+
+def _change(profile: Profile, deployment: Deployment, measured: Measured, way: Way) -> Change:
+    from advisor.estimator.speculation import setting_of
+    from advisor.reasoner.baseline import load_of
+
+    setting = setting_of(profile.model, profile.gpu, deployment, load_of(profile.traffic), profile.engine)
+    lengths = tuple(_lengths(way, {} if setting is None else _gains(profile, setting, way)))
+    batch = "" if setting is None else f"at {setting.batch:,.0f} requests in flight a replica on {profile.gpu.name}"
+    detail = [_what(measured, way), _worth(profile, lengths, batch), _proof(way), _here(way)]
+    facts = {name: value for name, value in way.facts().items() if name.endswith("acceptance")}
+    return Change(
+        rule=RULES[way.method],
+        action="draft",
+        artifact=str(measured.order.draft) if way.method == "draft" else None,
+        after=facts,
+        gate=way.gate,
+        detail="\n".join(detail),
+        drafts=lengths,
+    )
+
+
+def _gains(profile: Profile, setting: Setting, way: Way) -> dict[int, Gain]:
+    """Draft length -> its gain where it will be served."""
+    from advisor.estimator.speculation import gains
+
+    size = profile.measured.get("draft_params_b") if way.method == "draft" else None
+    draft = Speculation(method=way.method, draft_params=None if size is None else round(float(size) * 1e9))
+    return {one.draft_len: one for one in gains(setting, profile.model, draft, way.tokens())}
+
+
+def _lengths(way: Way, gains: Mapping[int, Gain]) -> list[DraftLength]:
+    from advisor.estimator.acceptance import expected_tokens
+
+    accepted, found = way.accepted(), []
+    first = accepted[1]
+    for length, (value, low, high) in way.tokens().items():
+        gain, at = gains.get(length), accepted[length]
+        found.append(
+            DraftLength(
+                draft_len=length,
+                tokens_per_step=value,
+                low=low,
+                high=high,
+                formula=expected_tokens(first[0] if first else 0.0, length),
+                accepted=at[0] if at else None,
+                gain=gain.gain if gain else None,
+                gain_range=(gain.low, gain.high) if gain else None,
+                break_even_concurrency=gain.break_even_concurrency if gain else None,
+            )
+        )
+    return found
+
+
+def _what(measured: Measured, way: Way) -> str:
+    order = measured.order
+    drawn = f"sampled at temperature {order.temperature:g}" if order.temperature else "greedy"
+    what = f"draft {order.draft}" if way.method == "draft" else f"n-grams as {order.engine} looks them up"
+    first = way.accepted()[1]
+    rate = f"; the first drafted token is accepted with {first[0]:.3f} ({first[1]:.3f} to {first[2]:.3f})" if first else ""
+    return (
+        f"{what}: {measured.answers} answers of the target itself, {measured.tokens:,} tokens, {drawn}{rate};"
+        f" peak memory {measured.peak_gib:.2f} GiB"
+    )
+
+
+def _worth(profile: Profile, lengths: tuple[DraftLength, ...], batch: str) -> str:
+    """The best length where it will be served, and above which load it must be off."""
+    known = [one for one in lengths if one.gain is not None and one.gain_range is not None]
+    if not known:
+        return "what it is worth is not known: there is no estimate for this GPU"
+    best = max(known, key=lambda one: one.gain or 0.0)
+    assert best.gain_range is not None
+    low, high = best.gain_range
+    figure = f"drafts of {best.draft_len} make decode {best.gain:.2f} times as fast ({low:.2f} to {high:.2f}), estimated"
+    if high <= 1.0:
+        return f"not worth it {batch}: the best, {figure}"
+    if low <= 1.0:
+        return f"not shown to be worth it {batch}: the best, {figure}"
+    limit = best.break_even_concurrency or 0
+    setting = SETTINGS.get(profile.engine.name, "").format(limit=limit, length=best.draft_len, after=limit + 1)
+    return f"worth it {batch}: {figure}; off above {limit:,} requests ({setting})"
+
+
+def _proof(way: Way) -> str:
+    one, test = way.identity, way.sampling
+    text = f"output: {one.identical} of {one.answers} greedy answers identical token by token in {one.bits}-bit arithmetic"
+    if one.gap is not None:
+        text += f" (the closest of the others differs where the two best logits are {one.gap:.2g} apart)"
+    if test is None:
+        return text
+    chances = f"p = {test.rule.p_value:.3g}, chi-square {test.rule.statistic:,.0f} on {test.rule.freedom:,}"
+    caught = f"the same test of a rule that accepts everything gives p = {test.control.p_value:.1g}"
+    said = {
+        True: "the target's own distribution",
+        False: "not the target's distribution",
+        None: "not told, for even a rule without refusals passes",
+    }
+    return (
+        f"{text}; sampled at temperature {test.temperature:g}, {test.draws:,} draws at each of {test.positions} positions:"
+        f" {said[test.holds]} ({chances}; {caught})"
+    )
+
+
+def _here(way: Way) -> str:
+    one = way.identity
+    return (
+        f"on this machine, one answer at a time, drafts of {one.draft_len}: {one.tokens / one.steps:.2f} tokens a step,"
+        f" {one.gain:.2f} times as fast as without ({one.predicted_gain:.2f} by the times of single steps)"
+    )
+
+
+def target_folder(profile: Profile) -> Path:
+    """Of the profile's model. Raises InputError: it is not on this machine."""
+    if profile.model.folder is None:
+        raise InputError(
+            f"{profile.model.name} is not on this machine",
+            where="--model",
+            hint="download it and give the folder with its files",
+        )
+    return Path(profile.model.folder)

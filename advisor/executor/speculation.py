@@ -1,0 +1,98 @@
+"""One measurement of speculative decoding: the target's answers, what each way to draft gives over them, and the proofs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from advisor.errors import ModelProblem
+from advisor.executor import causal_model
+from advisor.executor.drafting import Desk, Order
+from advisor.executor.journal import Journal
+from advisor.executor.progress import Progress
+from advisor.executor.proving import Identity, Sampling, prove_greedy, prove_sampling
+from advisor.executor.replay import LONGEST, Figure, Replay, acceptance_at, tokens_per_step
+from advisor.types import Scalar
+
+PREFIX = {"draft": "", "ngram": "ngram_"}
+"""before the names of a method's measured facts"""
+
+
+@dataclass(frozen=True)
+class Way:
+    """What one way to draft gave."""
+
+    method: Literal["draft", "ngram"]
+    replays: tuple[Replay, ...]
+    identity: Identity
+    sampling: Sampling | None
+    """None: its guesses are certain, there is nothing to draw"""
+    seed: int
+
+    def tokens(self) -> dict[int, Figure]:
+        """Draft length -> tokens per verification step with the interval; no length that every answer is too short for."""
+        found = {length: tokens_per_step(self.replays, length, self.seed) for length in range(1, LONGEST + 1)}
+        return {length: figure for length, figure in found.items() if figure is not None}
+
+    def accepted(self) -> dict[int, Figure | None]:
+        """Position in the draft -> probability of acceptance there."""
+        return {position: acceptance_at(self.replays, position, self.seed) for position in range(1, LONGEST + 1)}
+
+    def facts(self) -> dict[str, Scalar]:
+        """As measured facts: a draft of one token gives 1 + acceptance tokens a step."""
+        prefix, given = PREFIX[self.method], {length: round(figure[0], 4) for length, figure in self.tokens().items()}
+        found: dict[str, Scalar] = {f"{prefix}acceptance": round(given[1] - 1, 4)}
+        return found | {f"{prefix}tokens_per_step_{length}": tokens for length, tokens in given.items()}
+
+    @property
+    def gate(self) -> Literal["passed", "failed", "inconclusive"]:
+        """Whether the output is the target's own. A greedy answer may differ where two logits tie in 16 bits."""
+        if self.sampling is not None and self.sampling.holds is False:
+            return "failed"
+        if self.identity.identical < self.identity.answers:
+            return "failed" if self.identity.bits == 32 else "inconclusive"
+        return "passed" if self.sampling is None or self.sampling.holds else "inconclusive"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement gave."""
+
+    order: Order
+    answers: int
+    tokens: int
+    """of the answers"""
+    ways: tuple[Way, ...]
+    seconds: float
+    peak_gib: float
+
+
+def check_order(order: Order) -> None:
+    """Refuse before any work what cannot be measured. Raises MissingExtra, ModelProblem, NotPossible."""
+    causal_model.require_libraries("torch", "transformers", "safetensors")
+    causal_model.check_folder(order.target)
+    if order.draft is not None:
+        if not order.draft.is_dir():
+            raise ModelProblem("there is no such folder", where=str(order.draft), hint="give the folder of the draft's files")
+        causal_model.check_folder(order.draft)
+    causal_model.check_decoding([order.target, *([order.draft] if order.draft else ())])
+
+
+def measure(order: Order, journal: Journal, progress: Progress) -> Measured:
+    """Answer, replay, prove; finished stages are taken from the journal. Raises InputError, ModelProblem, NotPossible."""
+    began = time.monotonic()
+    desk = Desk(order, journal, progress)
+    if order.draft is not None:
+        desk.check_draft()
+    answers = desk.answers()
+    accepted = [desk.accepted_ngrams(answers)]
+    if order.draft is not None:
+        accepted.insert(0, desk.accepted_drafts(answers))
+    ways = []
+    for one in accepted:
+        identity = prove_greedy(desk, answers, one.method)
+        sampling = prove_sampling(desk, answers[: order.proofs]) if one.method == "draft" else None
+        ways.append(Way(one.method, one.replays, identity, sampling, order.seed))
+    tokens = sum(len(one.text) for one in answers)
+    return Measured(order, len(answers), tokens, tuple(ways), time.monotonic() - began, causal_model.peak_gib())
