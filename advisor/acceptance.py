@@ -1,24 +1,13 @@
-"""`advise draft`: how often a draft is accepted on the user's own prompts, and what that is worth where it will be served.
-
-What was measured becomes facts, the same rules are asked again, and every draft length is weighed with the estimator's cost of
-verifying it at the planned batch.
-"""
+"""What a measured acceptance is worth where the model will be served: facts for the rules, and every draft length weighed with
+the estimator's cost of verifying it at the planned batch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from advisor import pipeline
-from advisor.errors import InputError
-from advisor.executor.drafting import Order
-from advisor.executor.journal import Journal
-from advisor.executor.progress import Progress
-from advisor.executor.speculation import Measured, Way, check_order, measure
-from advisor.library import write_whole
-from advisor.types import Change, Deployment, DraftLength, Policy, Profile, Report, Scalar, Speculation
+from advisor.executor.speculation import Measured, Way
+from advisor.types import Change, Deployment, DraftLength, Plan, Profile, Scalar, Speculation
 
 if TYPE_CHECKING:
     from advisor.estimator.speculation import Gain, Setting
@@ -29,40 +18,6 @@ SETTINGS = {
     "tensorrt-llm": "speculative_config.max_concurrency: {limit}",
     "vllm": "num_speculative_tokens_per_batch_size, from 0.24: [[1, {limit}, {length}], [{after}, {after}, 0]]",
 }
-
-
-def measure_drafts(
-    profile: Profile,
-    out: Path,
-    *,
-    overlay: str | Path | None = None,
-    policy: Policy | str | Path | None = None,
-    command: tuple[str, ...] = (),
-    log_format: Literal["text", "json"] = "text",
-    stream: IO[str] | None = None,
-    **options: Any,
-) -> Report:
-    """Measure on this machine, ask the rules again, write report.json, report.html and measured.json into `out`.
-
-    options: the fields of executor.drafting.Order but target and engine. stream: where progress is told; stderr without it.
-    The journal in `out` keeps finished work: the same question goes on where it was stopped.
-    Raises InputError, ModelProblem, MissingExtra, NotPossible, FileProblem.
-    """
-    from advisor.report.rendering import render
-
-    order = Order(target=target_folder(profile), engine=profile.engine.name, **options)
-    check_order(order)
-    with Journal(out) as journal:
-        measured = measure(order, journal, Progress(log_format, stream))
-        facts = facts_of(measured)
-        known = with_measured(profile, facts)
-        report = pipeline.advise(known, overlay=overlay, policy=policy, command=command)
-        changes = judge(known, report.plan.deployment, measured)
-        report = report.model_copy(update={"changes": changes})
-        write_whole(out / "report.json", report.model_dump_json(indent=2) + "\n")
-        write_whole(out / "report.html", render(report, "html"))
-        write_whole(out / "measured.json", json.dumps(facts, indent=1) + "\n")
-    return report
 
 
 def facts_of(measured: Measured) -> dict[str, Scalar]:
@@ -83,6 +38,19 @@ def with_measured(profile: Profile, facts: Mapping[str, Scalar]) -> Profile:
     """The profile that knows the facts too."""
     sources = {f"measured.{name}": "measured" for name in facts}
     return profile.model_copy(update={"measured": profile.measured | dict(facts), "sources": profile.sources | sources})
+
+
+def adopt_speculation(plan: Plan, again: Plan) -> Plan:
+    """The plan with the speculation that the rules want now that it was measured: the one made again where the two differ in
+    nothing else, else the same without what is no longer wanted."""
+    before, after = (one.deployment.model_copy(update={"speculation": None}) for one in (plan, again))
+    if before == after:
+        return again
+    if plan.deployment.speculation is None or again.deployment.speculation is not None:
+        return plan
+    steps = tuple(step for step in plan.steps if "speculation" not in step.changes)
+    warning = "Speculation was taken out of the plan: as measured, no rule calls for it. The figures are those with it."
+    return plan.model_copy(update={"deployment": before, "steps": steps, "warnings": (*plan.warnings, warning)})
 
 
 def judge(profile: Profile, deployment: Deployment, measured: Measured) -> tuple[Change, ...]:
@@ -199,14 +167,3 @@ def _here(way: Way) -> str:
         f"on this machine, one answer at a time, drafts of {one.draft_len}: {one.tokens / one.steps:.2f} tokens a step,"
         f" {one.gain:.2f} times as fast as without ({one.predicted_gain:.2f} by the times of single steps)"
     )
-
-
-def target_folder(profile: Profile) -> Path:
-    """Of the profile's model. Raises InputError: it is not on this machine."""
-    if profile.model.folder is None:
-        raise InputError(
-            f"{profile.model.name} is not on this machine",
-            where="--model",
-            hint="download it and give the folder with its files",
-        )
-    return Path(profile.model.folder)

@@ -233,10 +233,12 @@ def apply(
     """
     import json
 
+    from advisor.acceptance import adopt_speculation, facts_of, judge, with_measured
     from advisor.executor.progress import Progress
     from advisor.executor.request import Answer, Remedy, Request
     from advisor.executor.rounds import carry_out
     from advisor.executor.serving import write_serving
+    from advisor.executor.speculation import Measured
     from advisor.reasoner.policing import remedy_ban, seconds_allowed
     from advisor.reasoner.remedies import find_remedies
     from advisor.report.rendering import render
@@ -251,8 +253,7 @@ def apply(
     parameters = next((dict(rule.applies.parameters) for rule in rulebook.rules if rule.id in chosen), {})
 
     def with_facts(measured: Mapping[str, Scalar]) -> Profile:
-        sources = {f"measured.{name}": "measured" for name in measured}
-        return profile.model_copy(update={"measured": profile.measured | dict(measured), "sources": profile.sources | sources})
+        return with_measured(profile, measured)
 
     def ask(measured: Mapping[str, Scalar]) -> Answer:
         fired, wanted = find_remedies(with_facts(measured), rulebook)
@@ -260,17 +261,67 @@ def apply(
         remedies = tuple(Remedy(rule.id, rule.applies.action, rule.applies.parameters) for rule in allowed)
         return Answer(remedies, wanted)
 
+    def weigh(measured: Measured) -> tuple[tuple[Change, ...], dict[str, Scalar]]:
+        facts = facts_of(measured)
+        return judge(with_facts(facts), plan.deployment, measured), facts
+
     def told(changes: tuple[Change, ...], measured: Mapping[str, Scalar]) -> Report:
-        return report.model_copy(update={"profile": with_facts(measured), "changes": changes})
+        known, made = with_facts(measured), plan
+        if any(change.drafts for change in changes):
+            made = adopt_speculation(plan, advise(known, overlay=overlay, policy=policy).plan)
+        return report.model_copy(update={"profile": known, "plan": made, "changes": changes})
 
     def pages(changes: tuple[Change, ...], measured: Mapping[str, Scalar], published: bool) -> dict[str, str]:
         made = told(changes, measured)
         files = {"report.json": render(made, "json"), "report.html": render(made, "html")}
         files["measured.json"] = json.dumps(dict(measured), indent=1) + "\n"
-        return files | (write_serving(plan, profile) if published else {})
+        return files | (write_serving(made.plan, profile) if published else {})
 
-    outcome = carry_out(request, profile, plan, parameters, ask, pages, Progress(log_format, stream))
+    outcome = carry_out(request, profile, plan, parameters, ask, pages, Progress(log_format, stream), weigh)
     return told(outcome.changes, outcome.measured), outcome
+
+
+def draft(
+    profile: Profile,
+    out: Path,
+    *,
+    overlay: str | Path | None = None,
+    policy: Policy | str | Path | None = None,
+    command: tuple[str, ...] = (),
+    log_format: Literal["text", "json"] = "text",
+    stream: IO[str] | None = None,
+    **options: Any,
+) -> Report:
+    """Measure drafts on this machine, ask the rules again, write report.json, report.html and measured.json into `out`.
+
+    options: the fields of executor.drafting.Order but target and engine. The journal in `out` keeps finished work: the same
+    question goes on where it was stopped. Raises InputError, ModelProblem, MissingExtra, NotPossible, FileProblem.
+    """
+    import json
+
+    from advisor.acceptance import facts_of, judge, with_measured
+    from advisor.executor.drafting import Order
+    from advisor.executor.journal import Journal
+    from advisor.executor.progress import Progress
+    from advisor.executor.speculation import check_order, measure
+    from advisor.library import write_whole
+    from advisor.report.rendering import render
+
+    if profile.model.folder is None:
+        hint = "download it and give the folder with its files"
+        raise InputError(f"{profile.model.name} is not on this machine", where="--model", hint=hint)
+    order = Order(target=Path(profile.model.folder), engine=profile.engine.name, **options)
+    check_order(order)
+    with Journal(out) as journal:
+        measured = measure(order, journal, Progress(log_format, stream))
+        facts = facts_of(measured)
+        known = with_measured(profile, facts)
+        report = advise(known, overlay=overlay, policy=policy, command=command)
+        report = report.model_copy(update={"changes": judge(known, report.plan.deployment, measured)})
+        write_whole(out / "report.json", report.model_dump_json(indent=2) + "\n")
+        write_whole(out / "report.html", render(report, "html"))
+        write_whole(out / "measured.json", json.dumps(facts, indent=1) + "\n")
+    return report
 
 
 def check_supported(profile: Profile, plan: Plan) -> None:

@@ -21,16 +21,15 @@ ALLOWED = {
     "executor": {"types", "errors", "library"},
     "report": {"types", "errors"},
     "prediction": FOUNDATION | {"profiler", "estimator"},
-    "pipeline": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", "prediction", ""},
+    "pipeline": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", "prediction", "acceptance", ""},
     "freshness": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
     "rounds": FOUNDATION | {"freshness", "profiler"},
     "served": FOUNDATION | {"executor", "freshness"},
     "sweep": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
-    "acceptance": FOUNDATION | {"pipeline", "profiler", "estimator", "reasoner", "executor", "report"},
+    "acceptance": FOUNDATION | {"profiler", "estimator", "reasoner", "executor"},
     "measurement": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", ""},
     "cli": FOUNDATION
     | {
-        "acceptance",
         "measurement",
         "pipeline",
         "prediction",

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from smollm import Silent, first_layers, needed, prompts_file, prose, tiny_llama
+from smollm import Silent, first_layers, forced_report, needed, prompts_file, prose, tiny_llama
 
+from advisor import pipeline
 from advisor.errors import ModelProblem
 from advisor.executor.ngrams import SIZES, Lookup, Sizes, rates
 from advisor.executor.replay import LONGEST, Replay, acceptance_at, rates_of_run, replay, tokens_per_step
@@ -308,3 +309,74 @@ def test_another_tokenizer_is_refused(pair: tuple[Path, Path], tmp_path: Path) -
     _, desk = _desk(tmp_path, pair[0], other)
     with pytest.raises(ModelProblem, match="not the target's"):
         desk.check_draft()
+
+
+# ---------------------------------------------------------------- the command, and as a part of `advise apply`
+
+
+@REAL
+def test_what_was_measured_goes_back_to_the_rules(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    prompts = prompts_file(tmp_path / "prompts.jsonl", prose(6, words=20))
+    profile = pipeline.profile(str(pair[0]), gpu="h100", concurrency=4)
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"prompts": prompts, "draft": pair[1], "answer_tokens": 16, "proofs": 2, "stream": Silent()}
+    report = pipeline.draft(profile, out, **options)
+    draft, ngram = report.changes
+    assert (draft.rule, ngram.rule) == ("single-stream-slow/measured-draft", "single-stream-slow/ngram")
+    assert [one.draft_len for one in draft.drafts] == list(range(1, LONGEST + 1))
+    for one in draft.drafts:
+        assert 1.0 <= one.low <= one.tokens_per_step <= one.high <= one.draft_len + 1
+        assert one.gain_range is not None and one.gain is not None and one.gain_range[0] <= one.gain <= one.gain_range[1]
+    facts = pipeline.read_measured(out / "measured.json")
+    assert facts["acceptance"] == pytest.approx(draft.drafts[0].tokens_per_step - 1, abs=1e-4)
+    assert facts["draft_model"] == str(pair[1]) and facts["draft_params_b"] < report.profile.model.params / 1e9  # type: ignore
+    again = pipeline.advise(pipeline.profile(str(pair[0]), gpu="h100", concurrency=4, measured=str(out / "measured.json")))
+    verdicts = {finding.rule: finding.verdict for finding in again.findings}
+    assert verdicts == {finding.rule: finding.verdict for finding in report.findings}
+    best = max(draft.drafts, key=lambda one: one.gain or 0)
+    assert ("not worth it" in draft.detail) == (best.gain_range is not None and best.gain_range[1] <= 1)
+
+
+@REAL
+@pytest.mark.slow
+def test_apply_measures_a_draft_with_the_target_as_it_will_be_served(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    prompts = prompts_file(tmp_path / "prompts.jsonl", prose(40))
+    report = forced_report(pair[0], "fp8", None, rule="weights-slow-decode/fp8-weights")
+    made, outcome = pipeline.apply(
+        report, stream=Silent(), out=tmp_path / "out", calibration=prompts, prompts=6, held_out=4, tokens=32, draft=pair[1]
+    )
+    assert outcome.published
+    measured = [change for change in made.changes if change.action == "draft"]
+    assert [change.rule for change in measured] == ["single-stream-slow/measured-draft", "single-stream-slow/ngram"]
+    assert outcome.measured["draft_model"] == str(pair[1]) and "scheme" in outcome.measured
+    stored = json.loads((tmp_path / "out" / "measured.json").read_text())
+    assert stored["tokens_per_step_4"] == outcome.measured["tokens_per_step_4"]
+
+
+def test_the_plan_follows_what_was_measured() -> None:
+    """A measured draft that pays is planned with its own figures; one that does not is left out."""
+    from advisor.acceptance import adopt_speculation, with_measured
+
+    profile = pipeline.profile("meta-llama/Llama-3.3-70B-Instruct", gpu="h100", gpus=4, concurrency=2)
+
+    def plan(rate: float) -> Any:
+        tokens = {length: (1 - rate ** (length + 1)) / (1 - rate) for length in range(1, LONGEST + 1)}
+        facts: dict[str, Any] = {f"tokens_per_step_{length}": value for length, value in tokens.items()}
+        facts |= {"acceptance": rate, "draft_model": "/models/draft", "draft_params_b": 1.0}
+        return pipeline.advise(with_measured(profile, facts)).plan
+
+    good, bad = plan(0.8), plan(0.02)
+    chosen = good.deployment.speculation
+    assert chosen is not None and chosen.method == "draft" and chosen.draft_model == "/models/draft"
+    assert chosen.draft_params == 10**9 and chosen.acceptance == pytest.approx(0.8, abs=2e-3)
+    assert bad.deployment.speculation is None or bad.deployment.speculation.draft_model != "/models/draft"
+    assert adopt_speculation(good, bad).deployment.speculation == bad.deployment.speculation
+
+
+def test_a_draft_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    from advisor.errors import AdvisorError
+
+    profile = pipeline.profile("meta-llama/Llama-3.1-8B-Instruct", gpu="h100")
+    with pytest.raises(AdvisorError, match="not on this machine"):
+        pipeline.draft(profile, tmp_path / "out", prompts=tmp_path / "none.jsonl")
+    assert not (tmp_path / "out").exists()

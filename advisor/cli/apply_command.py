@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     help="Production's own prompts, to judge by and recalibrate on, if they are others.",
     metavar="FILE",
 )
+@click.option("--draft", type=click.Path(), help="Folder of a draft model: measure how often it is accepted.", metavar="DIR")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; finished work is not done again.")
 @click.option("--yes", is_flag=True, help="Do not ask before beginning.")
 @click.option("--auto", is_flag=True, help="The same as --yes: further rounds are never asked about.")
@@ -55,7 +56,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
     from advisor import pipeline
 
     own = (
-        "calibration", "production", "resume", "yes", "auto", "max_rounds", "max_time", "seed", "calibration_prompts",
+        "calibration", "production", "draft", "resume", "yes", "auto", "max_rounds", "max_time", "seed", "calibration_prompts",
         "evaluation_prompts", "prompt_tokens", "score_command", "log_format",
     )  # fmt: skip
     mine = {name: options.pop(name) for name in own}
@@ -71,6 +72,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         out=Path(out).absolute(),
         calibration=_path(mine["calibration"]),
         production=_path(mine["production"]),
+        draft=_path(mine["draft"]),
         resume=mine["resume"],
         max_rounds=mine["max_rounds"],
         max_seconds=None if mine["max_time"] is None else mine["max_time"] * 60,

@@ -63,7 +63,7 @@ def command(overlay: str | None, policy: str | None, **options: Any) -> int:
     """
     from pathlib import Path
 
-    from advisor import acceptance
+    from advisor import pipeline
     from advisor.report.sections import change_lines, rule_lines
 
     own = (
@@ -74,9 +74,7 @@ def command(overlay: str | None, policy: str | None, **options: Any) -> int:
     out = Path(mine.pop("out"))
     mine["prompts"] = Path(mine["prompts"])
     mine["draft"] = None if mine["draft"] is None else Path(mine["draft"])
-    report = acceptance.measure_drafts(
-        gather(options), out, overlay=overlay, policy=policy, command=tuple(sys.argv[1:]), **mine
-    )
+    report = pipeline.draft(gather(options), out, overlay=overlay, policy=policy, command=tuple(sys.argv[1:]), **mine)
     if mine["log_format"] == "json":
         click.echo(report.model_dump_json())
     else:

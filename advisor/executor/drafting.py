@@ -15,6 +15,7 @@ from typing import Any, Literal
 from advisor.errors import InputError, ModelProblem
 from advisor.executor import causal_model, ngrams
 from advisor.executor.calibration import SHORTEST, read_prompts
+from advisor.executor.checkpoint import load_exported
 from advisor.executor.decoding import chances, decode, greedy, sampler
 from advisor.executor.journal import Journal, digest, hash_folder
 from advisor.executor.progress import Progress
@@ -35,6 +36,8 @@ class Order:
     """whose look-up of n-grams is replayed"""
     draft: Path | None = None
     """a smaller model's folder; None: n-grams alone"""
+    served: Path | None = None
+    """the target's exported checkpoint, which is read back to answer as it will be served; None: the target as it is"""
     count: int = 32
     """prompts at most"""
     answer_tokens: int = 64
@@ -103,6 +106,8 @@ class Desk:
         if folder not in self._loaded:
             causal_model.set_seed(self.order.seed)
             made = causal_model.load_model(folder)
+            if folder == self.order.target and self.order.served is not None:
+                made = load_exported(made, self.order.served)
             self._loaded[folder] = made.float() if next(made.parameters()).device.type == "cpu" else made
         return self._loaded[folder]
 
@@ -218,5 +223,6 @@ class Desk:
     def hash(self, folder: Path) -> str:
         """Of a folder's files, read once."""
         if folder not in self._hashes:
-            self._hashes[folder] = digest(hash_folder(folder))
+            served = self.order.served if folder == self.order.target else None
+            self._hashes[folder] = digest([hash_folder(folder), hash_folder(served) if served else {}])
         return self._hashes[folder]

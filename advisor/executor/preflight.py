@@ -9,6 +9,7 @@ from advisor.executor import causal_model, evaluation
 from advisor.executor.checkpoint import CACHE_ALGORITHMS, RENAMED, accepted_algorithms
 from advisor.executor.quantization import refuse_impossible
 from advisor.executor.request import Request
+from advisor.executor.speculation import check_order, order_of
 from advisor.types import Deployment, Plan, Profile
 
 WRITES = {
@@ -30,6 +31,9 @@ def check_request(request: Request, profile: Profile, plan: Plan) -> Path:
             hint="download it and give the folder with its files",
         )
     _check_folders(request)
+    order = order_of(request, profile, plan, folder, None)
+    if order is not None:
+        check_order(order)
     if quantizes(plan.deployment, profile):
         causal_model.require_libraries()
         causal_model.check_folder(folder)

@@ -30,6 +30,8 @@ class Request:
     """prompts to judge by, at most; the first half of them first"""
     tokens: int = 512
     """no prompt is longer"""
+    draft: Path | None = None
+    """folder of a draft model whose acceptance is measured; None: the plan's own, where it is a folder"""
     command: str | None = None
     """scores a checkpoint: {checkpoint} is its folder, the last word printed the score"""
     command_seconds: float = 3600.0

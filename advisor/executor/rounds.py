@@ -16,6 +16,7 @@ from advisor.executor.progress import Progress
 from advisor.executor.recalibration import recalibrate
 from advisor.executor.request import Answer, Ask, Outcome, Pages, Remedy, Request, whole_number
 from advisor.executor.run import Run
+from advisor.executor.speculation import Weigh, measure, order_of
 from advisor.executor.trial import Bench
 from advisor.types import Change, Plan, Profile
 
@@ -24,12 +25,14 @@ ACTIONS: dict[str, Callable[[Run, Remedy], str | None]] = {"recalibrate": recali
 
 
 def carry_out(
-    request: Request, profile: Profile, plan: Plan, parameters: dict[str, object], ask: Ask, pages: Pages, progress: Progress
-) -> Outcome:
+    request: Request, profile: Profile, plan: Plan, parameters: dict[str, object], ask: Ask, pages: Pages, progress: Progress,
+    weigh: Weigh,
+) -> Outcome:  # fmt: skip
     """Carry out a plan on the model's folder and publish it when its gate passes.
 
     parameters: of the rule that chose the weights' format. ask: the rules about measured facts. pages: the files beside the
-    checkpoint. Raises InputError, NotPossible, MissingExtra, FileProblem; finished work is kept in request.work.
+    checkpoint. weigh: what a measured acceptance is worth. Raises InputError, NotPossible, MissingExtra, FileProblem; finished
+    work is kept in request.work.
     """
     folder = check_request(request, profile, plan)
     with Journal(request.work) as journal:
@@ -39,8 +42,8 @@ def carry_out(
         prompts = whole_number(parameters, "calibration_prompts", 0) or None
         material = gather_material(request, profile, plan, folder, journal, prompts, progress)
         run = Run(request, profile, plan, material, Bench(folder, journal, progress, request.seed), progress)
-        passed = _loop(run, parameters, ask)
-        changes = (*run.changes, *_serving_changes(plan, profile, passed))
+        passed = _loop(run, parameters, ask) and _speculate(run, profile, weigh)
+        changes = (*run.changes, *_serving_changes(plan, profile, passed, {change.rule for change in run.changes}))
         material.check_unchanged()
         return publication.publish(
             journal, request, run.best(), changes, run.facts, pages, passed=passed, summary=run.summary(passed)
@@ -65,6 +68,18 @@ def _loop(run: Run, parameters: dict[str, object], ask: Ask) -> bool:
     return True
 
 
+def _speculate(run: Run, profile: Profile, weigh: Weigh) -> bool:
+    """Measure the plan's drafts, or the one that was given, with the target as it will be served. False: the gate failed."""
+    best = run.best()
+    order = order_of(run.request, profile, run.plan, run.bench.model, best.folder if best else None)
+    if order is None:
+        return True
+    changes, facts = weigh(measure(order, run.bench.journal, run.progress))
+    run.changes += changes
+    run.facts |= facts
+    return all(change.gate != "failed" for change in changes)
+
+
 def _next(run: Run, answer: Answer, ask: Ask) -> Remedy | None:
     """The first remedy that the rules call up and that can be done here; facts they lack are measured first."""
     if not answer.remedies and "measured.sensitive_layer_share" in answer.wanted and measure_sensitivity(run):
@@ -78,8 +93,8 @@ def _next(run: Run, answer: Answer, ask: Ask) -> Remedy | None:
     return None
 
 
-def _serving_changes(plan: Plan, profile: Profile, passed: bool) -> tuple[Change, ...]:
-    """The plan's other steps: written into the serving files, not run."""
+def _serving_changes(plan: Plan, profile: Profile, passed: bool, measured: set[str]) -> tuple[Change, ...]:
+    """The plan's other steps: written into the serving files, not run. measured: rules that something was measured for."""
     from importlib.util import find_spec
 
     name, module = {"vllm": ("vLLM", "vllm")}.get(profile.engine.name, ("TensorRT-LLM", "tensorrt_llm"))
@@ -92,7 +107,7 @@ def _serving_changes(plan: Plan, profile: Profile, passed: bool) -> tuple[Change
     return tuple(
         Change(rule=step.rule, action="serve", gate="not run", detail=f"{written}not run: {why}")
         for step in plan.steps
-        if not {"weights", "kv_cache", "keep_high_precision"} & set(step.changes)
+        if not {"weights", "kv_cache", "keep_high_precision"} & set(step.changes) and step.rule not in measured
     )
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from advisor.errors import ModelProblem
+from advisor.errors import InputError, ModelProblem
 from advisor.executor import causal_model
 from advisor.executor.drafting import Desk, Order
 from advisor.executor.journal import Journal
 from advisor.executor.progress import Progress
 from advisor.executor.proving import Identity, Sampling, prove_greedy, prove_sampling
 from advisor.executor.replay import LONGEST, Figure, Replay, acceptance_at, tokens_per_step
-from advisor.types import Scalar
+from advisor.executor.request import Request
+from advisor.types import Change, Plan, Profile, Scalar
 
+COUNT = 32
+"""prompts of a measurement, at most, unless said otherwise"""
 PREFIX = {"draft": "", "ngram": "ngram_"}
 """before the names of a method's measured facts"""
 
@@ -66,6 +71,29 @@ class Measured:
     ways: tuple[Way, ...]
     seconds: float
     peak_gib: float
+
+
+Weigh = Callable[[Measured], tuple[tuple[Change, ...], dict[str, Scalar]]]
+"""a measurement -> what it is worth where it will be served, and the facts for the rules"""
+
+
+def order_of(request: Request, profile: Profile, plan: Plan, target: Path, served: Path | None) -> Order | None:
+    """What applying a plan measures: the draft that was given or that the plan names, where it is a folder, or n-grams where
+    the plan looks them up; None: neither. Raises InputError: there are no prompts."""
+    wanted = plan.deployment.speculation
+    named = Path(wanted.draft_model) if wanted is not None and wanted.method == "draft" and wanted.draft_model else None
+    draft = request.draft or (named if named is not None and named.is_dir() else None)
+    if draft is None and (wanted is None or wanted.method != "ngram"):
+        return None
+    prompts = request.production or request.calibration
+    if prompts is None:
+        raise InputError(
+            "a draft is measured on prompts, and there are none", where="--calibration", hint="give a JSONL file of prompts"
+        )
+    return Order(
+        target, prompts, profile.engine.name, draft, served, count=min(COUNT, request.held_out),
+        prompt_tokens=request.tokens, seed=request.seed,
+    )  # fmt: skip
 
 
 def check_order(order: Order) -> None:
