@@ -5,9 +5,9 @@
 Every value is frozen, serialisable and refuses keys it does not know. A docstring under a field gives its meaning
 and unit; `advise schema` prints them. GiB are 2**30 bytes, GB/s and TFLOPS are decimal, ms are milliseconds.
 None always means "not known", never zero.
-"""
 
-from __future__ import annotations
+Annotations are not deferred here: pydantic would compile each of the 500 again, 20 ms of every start.
+"""
 
 from typing import Literal
 

@@ -33,6 +33,7 @@ def expected_tokens(acceptance: float, draft_len: int) -> float:
     return (1.0 - acceptance ** (draft_len + 1)) / (1.0 - acceptance)
 
 
+@cache
 def acceptance_rate(length: float, draft_len: int) -> float:
     """The acceptance whose expected_tokens at this draft length is `length`, by bisection; clipped to 0 and 1."""
     if length >= draft_len + 1:

@@ -173,19 +173,23 @@ class Speculating(NamedTuple):
 
 
 def speculating(step: StepTime, model: Model, deployment: Deployment) -> Speculating | StepTime:
-    """The step times of a deployment with its speculation; unchanged without one.
+    """The step times of a deployment with its speculation; unchanged without one. Raises NotPossible as with_draft."""
+    if deployment.speculation is None:
+        return step
+    return with_draft(step, model, deployment.weights, deployment.speculation)
 
-    The acceptance is the deployment's own, else the typical published one. Raises NotPossible when the model has no such
+
+def with_draft(step: StepTime, model: Model, weights: WeightFormat, speculation: Speculation) -> Speculating:
+    """The step times with a draft before each step.
+
+    The acceptance is the speculation's own, else the typical published one. Raises NotPossible when the model has no such
     draft or the draft model's size is not known.
     """
-    speculation = deployment.speculation
-    if speculation is None:
-        return step
     if not 1 <= speculation.draft_len <= 64:
         raise NotPossible(f"a draft of {speculation.draft_len} tokens", where="speculation.draft_len", hint="1 to 64")
     if speculation.method == "mtp" and not model.mtp_layers and published(model, "mtp") is None:
         raise NotPossible("this model brings no MTP layers", where="speculation.method", hint="eagle3, draft or ngram")
-    cost = draft_cost_ratio(model, speculation, deployment.weights)
+    cost = draft_cost_ratio(model, speculation, weights)
     if cost is None:
         raise NotPossible(
             f"the size of the draft model {speculation.draft_model!r} is not known",

@@ -11,7 +11,7 @@ from advisor.estimator.acceptance import expected_tokens as expected_tokens
 from advisor.estimator.acceptance import prior as prior
 from advisor.estimator.constants import constants_of
 from advisor.estimator.deployment import estimate
-from advisor.estimator.drafting import LONGEST_DRAFT, Speculating, params_in_name, speculating
+from advisor.estimator.drafting import LONGEST_DRAFT, Speculating, params_in_name, with_draft
 from advisor.estimator.drafting import draft_cost_ratio as draft_cost_ratio
 from advisor.estimator.memory import parameter_count
 from advisor.estimator.step_time import StepTime, step_time
@@ -58,27 +58,56 @@ class Gain(NamedTuple):
     """largest number of requests in flight (over all replicas) at which it still gains; 0: at none"""
 
 
+class _Best(NamedTuple):
+    """The draft length of a method that gains most."""
+
+    gain: float
+    speculation: Speculation
+    acceptance: Acceptance
+
+
 def outlook(
     model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine, method: SpeculationMethod
 ) -> Outlook | None:
     """The method's best draft length at this load and what it would give; None when the model has no such draft, the GPU's
     speed is not known, or the deployment does not fit. `deployment`'s own speculation is not looked at."""
-    drafts = _candidates(model, method)
-    setting = setting_of(model, gpu, deployment, load, engine) if drafts else None
+    return best(model, gpu, deployment, load, engine, (method,))
+
+
+def best(
+    model: Model,
+    gpu: Gpu,
+    deployment: Deployment,
+    load: Load,
+    engine: Engine,
+    methods: tuple[SpeculationMethod, ...] = METHODS,
+) -> Outlook | None:
+    """The outlook of largest gain among the methods, whether it gains or not; None when none of them is there."""
+    offered = [(method, drafts) for method in methods for drafts in [_candidates(model, method)] if drafts]
+    setting = setting_of(model, gpu, deployment, load, engine) if offered else None
     if setting is None:
         return None
-    best: tuple[float, Speculation, Acceptance] | None = None
+    found = max((_best_draft(setting, model, *each) for each in offered), key=lambda each: each.gain)
+    low, high = (
+        _drafted(setting, model, found.speculation.model_copy(update={"acceptance": rate})).gain(setting.batch, setting.context)
+        for rate in (found.acceptance.low, found.acceptance.high)
+    )
+    turn = _turn(setting, model, found.speculation)
+    chosen = found.speculation.model_copy(update={"max_concurrency": turn or None})
+    return Outlook(chosen, found.gain, low, high, turn, found.acceptance)
+
+
+def _best_draft(setting: Setting, model: Model, method: SpeculationMethod, drafts: list[Speculation]) -> _Best:
+    """The first of the method's drafts that gain most."""
+    found: _Best | None = None
     for draft in drafts:
         accepted = acceptance_of(model, method, draft.draft_len)
         tried = draft.model_copy(update={"acceptance": round(accepted.typical, 3)})
-        made = _gain(setting, model, tried)
-        if best is None or made > best[0] + 1e-12:
-            best = made, tried, accepted
-    assert best is not None
-    gain, chosen, accepted = best
-    ends = [_gain(setting, model, chosen.model_copy(update={"acceptance": rate})) for rate in (accepted.low, accepted.high)]
-    turn = _turn(setting, model, chosen)
-    return Outlook(chosen.model_copy(update={"max_concurrency": turn or None}), gain, ends[0], ends[1], turn, accepted)
+        gain = _drafted(setting, model, tried).gain(setting.batch, setting.context)
+        if found is None or gain > found.gain + 1e-12:
+            found = _Best(gain, tried, accepted)
+    assert found is not None
+    return found
 
 
 def gains(
@@ -89,7 +118,7 @@ def gains(
     for length, figures in sorted(tokens.items()):
         rates = [acceptance_rate(figure, length) for figure in figures]
         tried = [draft.model_copy(update={"draft_len": length, "acceptance": rate}) for rate in rates]
-        made = [_gain(setting, model, one) for one in tried]
+        made = [_drafted(setting, model, one).gain(setting.batch, setting.context) for one in tried]
         found.append(Gain(length, made[0], made[1], made[2], _turn(setting, model, tried[0])))
     return tuple(found)
 
@@ -107,20 +136,13 @@ def setting_of(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engin
 
 
 def _turn(setting: Setting, model: Model, draft: Speculation) -> int:
-    plain = setting.deployment
-    return break_even(setting.step, model, plain, draft, setting.context, setting.most) * plain.replicas
+    return break_even(_drafted(setting, model, draft), setting.context, setting.most) * setting.deployment.replicas
 
 
-def break_even(
-    step: StepTime, model: Model, deployment: Deployment, speculation: Speculation, context: float, most: int
-) -> int:
+def break_even(step: Speculating, context: float, most: int) -> int:
     """Largest batch, at most `most`, at which the draft gains; 0: at none. Doubling, then bisection of the last crossing."""
-
-    def pays(batch: int) -> bool:
-        return _gain(Setting(step, deployment, batch, context, most), model, speculation) > 1.0
-
     batches: list[int] = [1 << power for power in range(most.bit_length()) if 1 << power < most] + [most]
-    paying = [pays(batch) for batch in batches]
+    paying = [step.gain(batch, context) > 1.0 for batch in batches]
     if not any(paying):
         return 0
     last = max(index for index, gained in enumerate(paying) if gained)
@@ -129,7 +151,7 @@ def break_even(
     low, high = batches[last], batches[last + 1]
     while high - low > 1:
         middle = (low + high) // 2
-        if pays(middle):
+        if step.gain(middle, context) > 1.0:
             low = middle
         else:
             high = middle
@@ -165,23 +187,8 @@ def choose(
     return found.speculation if found is not None and found.gain > 1.0 else None
 
 
-def best(
-    model: Model,
-    gpu: Gpu,
-    deployment: Deployment,
-    load: Load,
-    engine: Engine,
-    methods: tuple[SpeculationMethod, ...] = METHODS,
-) -> Outlook | None:
-    """The outlook of largest gain among the methods, whether it gains or not; None when none of them is there."""
-    made = [outlook(model, gpu, deployment, load, engine, method) for method in methods]
-    return max((each for each in made if each is not None), key=lambda each: each.gain, default=None)
-
-
-def _gain(setting: Setting, model: Model, speculation: Speculation) -> float:
-    with_draft = speculating(setting.step, model, setting.deployment.model_copy(update={"speculation": speculation}))
-    assert isinstance(with_draft, Speculating)
-    return with_draft.gain(setting.batch, setting.context)
+def _drafted(setting: Setting, model: Model, speculation: Speculation) -> Speculating:
+    return with_draft(setting.step, model, setting.deployment.weights, speculation)
 
 
 def _candidates(model: Model, method: SpeculationMethod) -> list[Speculation]:

@@ -68,10 +68,7 @@ def how_to_find_out(name: str) -> str:
 
 def evaluate(condition: Condition, facts: Mapping[str, Scalar], find_out: Callable[[str], str] = how_to_find_out) -> Evidence:
     """The comparison with both sides' values; a fact that `facts` lacks is as unknown as one that is None."""
-    left = _known(facts.get(condition.left))
-    right: Scalar | tuple[Scalar, ...] = condition.right
-    if condition.right_is_fact:
-        right = _known(facts.get(str(condition.right)))
+    left, right = _sides(condition, facts)
     sides = [(condition.left, left)] + ([(str(condition.right), right)] if condition.right_is_fact else [])
     unknown = [name for name, value in sides if value is None]
     return Evidence(
@@ -81,6 +78,17 @@ def evaluate(condition: Condition, facts: Mapping[str, Scalar], find_out: Callab
         holds=None if unknown else compare(left, condition.operator, right),
         find_out="; ".join(f"{name}: {find_out(name)}" for name in unknown),
     )
+
+
+def holds(condition: Condition, facts: Mapping[str, Scalar]) -> bool | None:
+    """Whether the comparison holds, without evidence; None where a side is not known."""
+    left, right = _sides(condition, facts)
+    return None if left is None or right is None else compare(left, condition.operator, right)
+
+
+def _sides(condition: Condition, facts: Mapping[str, Scalar]) -> tuple[Scalar, Scalar | tuple[Scalar, ...]]:
+    right = _known(facts.get(str(condition.right))) if condition.right_is_fact else condition.right
+    return _known(facts.get(condition.left)), right
 
 
 def compare(left: Scalar, operator: str, right: Scalar | tuple[Scalar, ...]) -> bool:

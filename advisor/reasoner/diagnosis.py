@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from advisor.reasoner.condition import evaluate, how_to_find_out, parse
+from advisor.reasoner.condition import evaluate, holds, how_to_find_out, parse
 from advisor.reasoner.facts import gather_facts
 from advisor.reasoner.rulebook import Rulebook
 from advisor.types import Finding, Profile, Rule, Scalar, Verdict
@@ -29,7 +29,7 @@ def find_firing(profile: Profile, rulebook: Rulebook) -> tuple[Finding, ...]:
         Finding(rule=rule.id, seed_row=rule.seed_row, verdict="fires", safety=rule.safety, evidence=(),
                 problem=rule.problem, why=rule.why, remedy=rule.remedy, references=rule.references)
         for rule in rules
-        if all(evaluate(parse(line), facts).holds is True for line in (*rule.when, *rule.requires))
+        if all(holds(parse(line), facts) is True for line in (*rule.when, *rule.requires))
     )  # fmt: skip
 
 

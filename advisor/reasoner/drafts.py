@@ -10,7 +10,7 @@ from advisor.estimator.speculation import choose
 from advisor.reasoner.baseline import load_of
 from advisor.reasoner.candidates import Option
 from advisor.reasoner.choice import Tried
-from advisor.reasoner.condition import evaluate, parse
+from advisor.reasoner.condition import holds, parse
 from advisor.reasoner.estimated import with_measured_acceptance
 from advisor.types import Deployment, Profile, Rule
 
@@ -41,4 +41,4 @@ def called_for(tried: Iterable[Tried], rules: tuple[Rule, ...]) -> list[Tried]:
 def _wanted(one: Tried, drafting: dict[str, Rule]) -> bool:
     batch = (one.estimate.concurrency or 0.0) / one.deployment.replicas
     lines = [line for name in one.candidate.rules if name in drafting for line in drafting[name].when]
-    return all(evaluate(parse(line), {"speculation.batch": batch}).holds is not False for line in lines)
+    return all(holds(parse(line), {"speculation.batch": batch}) is not False for line in lines)

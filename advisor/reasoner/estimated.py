@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from advisor.errors import NotPossible
@@ -155,6 +155,8 @@ def with_measured_acceptance(model: Model, measured: Mapping[str, Scalar]) -> Mo
     """The model with drafts that are accepted as often as was measured: measured.draft_model where there is one, else its own
     (acceptance), and n-grams (ngram_acceptance)."""
     own, ngram, draft = (measured.get(name) for name in ("acceptance", "ngram_acceptance", "draft_model"))
+    if own is None and ngram is None:
+        return model  # itself: the estimator knows models again by identity
     drafts = list(model.drafts)
     if own is not None and draft is not None:
         size = measured.get("draft_params_b")
@@ -179,8 +181,12 @@ def _accepted(acceptance: float, measured: Mapping[str, Scalar] | None = None, k
 
 def supported(profile: Profile, kind: Any, name: str) -> Scalar:
     """What the support table says of a format here; None where it says "unknown" or nothing."""
-    engine = profile.engine
-    support, _ = lookup(engine.name, engine.version, profile.gpu.sm, kind, name)
+    return _known_support(profile.engine.name, profile.engine.version, profile.gpu.sm, kind, name)
+
+
+@cache
+def _known_support(engine: str, version: str, sm: int | None, kind: Any, name: str) -> Scalar:
+    support, _ = lookup(engine, version, sm, kind, name)
     return None if support == "unknown" else support
 
 
