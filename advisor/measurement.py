@@ -1,32 +1,31 @@
-"""`advise measure` and `advise evidence`: a report's plan on a real server, and how far the estimates were off so far."""
+"""A report's plan on a real server: `advise measure`, and what `advise apply` serves of what it made before it publishes it."""
 
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.errors import GpuProblem, InputError, MissingExtra, NoPlanFits, NotPossible
+from advisor.errors import MissingExtra, NoPlanFits, NotPossible
 from advisor.executor import aiperf
-from advisor.executor.checking import Order, Way, check, limits_of
-from advisor.executor.engines import stop_left_over
-from advisor.executor.evidence import Observation, errors_so_far, evidence_file, read, record
-from advisor.executor.measuring import Bounds, Measured
-from advisor.executor.verifying import PREDICTED
+from advisor.executor.aiperf import ClientFailed
+from advisor.executor.checking import Order, Way, check, limits_of, refuse
+from advisor.executor.engines import EngineFailed, stop_left_over
+from advisor.executor.evidence import Observation, evidence_file, record
+from advisor.executor.measuring import Bounds, Measured, NotMeasured
+from advisor.executor.request import Served
 from advisor.library import write_whole
-from advisor.types import Change, Deployment, Estimate, Load, Profile, Report, Scalar
+from advisor.observations import observations
+from advisor.types import Change, Profile, Report, Scalar
+from advisor.ways import PLAN, Machine, arrivals_of, machine_of, ways_of, with_weights
 
 if TYPE_CHECKING:
     from advisor.executor.checking import Tell
 
-__all__ = ["evidence", "measure", "stop_left_over"]
-BASELINE, PLAN, AS_SERVED = "baseline", "plan", "as served"
-STATIC, IN_FLIGHT = "static batching", "in-flight batching"
-MOST_REPLAYED = 100_000
+__all__ = ["check_servable", "measure", "serve", "stop_left_over"]
 
 
 def measure(
@@ -41,7 +40,7 @@ def measure(
     baseline: bool = True,
     static: bool = False,
     replay: str | None = None,
-    requests: int = 32,
+    requests: int | None = None,
     rounds: int = 8,
     seconds: float = 300.0,
     precision: float = 0.05,
@@ -58,167 +57,155 @@ def measure(
     way that was measured: first static batching and the baseline where asked for, then the plan.
     Raises NoPlanFits, NotPossible, MissingExtra, InputError, EngineFailed, NotMeasured, FileProblem.
     """
-    from advisor.estimator.batching import static_idle_share
-    from advisor.profiler.exposition import parse
-
-    began = time.monotonic()
     if not report.plan.feasible:
         raise NoPlanFits("there is nothing to measure: no plan satisfies the limits", hint="; ".join(report.plan.shortfall))
     profile = report.profile
-    program = None if own_client else aiperf.find(aiperf_program)
-    machine, planned = _machine(profile, url, on_planned_gpu)
-    ways = _ways(report, url, keep_formats, baseline, static, planned)
+    machine = machine_of(profile, url, on_planned_gpu)
+    ways = ways_of(report, machine, url=url, keep_formats=keep_formats, baseline=baseline, static=static)
     order = Order(
         out=out,
         url=url,
         python=engine_python,
-        checkpoint=Path(checkpoint) if checkpoint is not None else None,
         requests=requests,
         bounds=Bounds(least=min(3, rounds), most=rounds, seconds=seconds, precision=precision),
         deadline=deadline,
-        arrivals=_arrivals(replay, profile, requests) if replay is not None else (),
-        aiperf=program,
+        arrivals=arrivals_of(replay, profile, requests) if replay is not None else (),
+        aiperf=None if own_client else aiperf.find(aiperf_program),
     )
-    slots = (profile.traffic.concurrency or 1.0) / report.plan.deployment.replicas
+    found = _check(report, with_weights(ways, checkpoint), order, machine, tell, keep_formats)
+    measured_report = report.model_copy(update={"changes": (*report.changes, *found.changes)})
+    _write(measured_report, found.facts, out)
+    if not no_evidence:
+        record(evidence_file(evidence), found.observations)
+    return measured_report
+
+
+def serve(
+    report: Report,
+    checkpoint: Path | None,
+    work: Path,
+    *,
+    passed: bool,
+    wanted: bool | None = None,
+    engine_python: str | None = None,
+    seconds: float = 300.0,
+    evidence: str | None = None,
+    tell: Tell = lambda _line: None,
+) -> Served:
+    """How what `advise apply` made serves: baseline and plan on the plan's engine, under the traffic, before it is published.
+
+    checkpoint: what was made, None for the model as it is. passed: its accuracy gate. wanted: True, it has to be served and
+    its limits are judged whatever machine this is; None, it is served where the engine is installed and can run it, and
+    judged where this is the GPU of the plan; False, never. work: the folder for the engines' logs. evidence: the file, or none.
+    Raises what `check_servable` does where it is wanted, InputError.
+    """
+    plan = report.plan
+    machine = machine_of(report.profile)
+    why = _why_not(report, machine, passed, wanted, engine_python)
+    if why:
+        return Served(_steps(report, passed, why), summary=f"Not served: {why.removeprefix('not run: ')}." if passed else "")
+    judged = machine.planned or wanted is True
+    static = plan.baseline_deployment.batching == "static"
+    *others, last = ways_of(report, machine, static=static)
+    ways = (*others, replace(last, gated=judged, checkpoint=checkpoint))
+    order = Order(out=work, python=engine_python, bounds=Bounds(seconds=seconds), aiperf=aiperf.find())
+    try:
+        found = _check(report, ways, order, machine, tell)
+    except (EngineFailed, NotMeasured, ClientFailed) as error:
+        said = f"{error.what} ({error.where}); {error.hint}"
+        change = Change(rule=PLAN, action="measure", gate="failed" if judged else "not run", detail=said)
+        steps = _steps(report, passed, "not run: the engine failed")
+        return Served((*steps, change), passed=not judged, summary=f"Not served: {error.what}.")
+    if evidence != "none":
+        record(evidence_file(evidence), found.observations)
+    kept = not judged or not any(change.gate in ("failed", "inconclusive") for change in found.changes)
+    steps = _steps(report, passed, "measured with the whole plan, below")
+    facts = found.facts if judged else {}  # of another machine: no facts for the rules, which are asked about the plan's
+    return Served((*steps, *found.changes), facts, kept, _verdict(found.changes[-1], judged))
+
+
+def check_servable(report: Report, engine_python: str | None = None) -> None:
+    """Raise MissingExtra or NotPossible where this machine cannot serve a report's plan, InputError for a wrong Python."""
+    refuse(report.plan.deployment, report.profile, engine_python, machine_of(report.profile).gpus)
+
+
+# ---------------------------------------------------------------- one measurement
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What one measurement came to."""
+
+    changes: tuple[Change, ...]
+    """of the ways, the plan's last"""
+    facts: dict[str, Scalar]
+    observations: tuple[Observation, ...]
+
+
+def _check(
+    report: Report, ways: Sequence[Way], order: Order, machine: Machine, tell: Tell, formats_kept: bool = False
+) -> Checked:
+    from advisor.estimator.batching import static_idle_share
+    from advisor.profiler.exposition import parse
+    from advisor.reasoner.baseline import load_of
+
+    profile, plan, began = report.profile, report.plan, time.monotonic()
+    slots = (profile.traffic.concurrency or 1.0) / plan.deployment.replicas
     changes, measured = check(
-        report.plan,
+        plan,
         profile,
         ways,
         order,
-        idle_share=static_idle_share(_load(profile), max(1.0, slots)),
+        idle_share=static_idle_share(load_of(profile.traffic), max(1.0, slots)),
         read_metrics=lambda text: parse(text, "the server's metrics").values,
         tell=tell,
     )
     took = time.monotonic() - began
-    noted = _noted(changes, keep_formats and report.plan.deployment != ways[-1].deployment, program, took)
-    measured_report = report.model_copy(update={"changes": (*report.changes, *noted)})
-    _write(measured_report, _facts(profile, ways, measured), out)
-    if not no_evidence:
-        record(evidence_file(evidence), _observations(profile, machine, ways, measured, program))
-    return measured_report
+    kept = formats_kept and plan.deployment != ways[-1].deployment
+    seen = observations(profile, machine.name, ways, measured)
+    return Checked(_noted(changes, kept, took), _facts(profile, ways, measured), seen)
 
 
-def evidence(file: str | None = None, *, form: str = "text") -> str:
-    """What was measured so far, as JSON lines' list or as a table of how far the estimates were off. Raises FileProblem."""
-    path = evidence_file(file)
-    observations = read(path)
-    if form == "json":
-        return json.dumps([vars(each) for each in observations], indent=1)
-    if not observations:
-        return f"nothing was measured yet ({path})\n"
-    lines = [f"{len(observations)} figures measured, {path}", ""]
-    rows = errors_so_far(observations)
-    if not rows:
-        lines.append("None of them has a prediction beside it: they are of machines that nothing was planned for.")
-    for gpu, model, metric, count, ratio, error in rows:
-        lines.append(f"{gpu}, {model}: {metric} measured / predicted {ratio:.3g} (median of {count}), error {error:.0%}")
-    lines += ["", "Later estimates for the same GPU, model and engine are corrected by these. Deleting the file is safe."]
-    return "\n".join(lines) + "\n"
-
-
-# ---------------------------------------------------------------- what to measure
-
-
-def _ways(report: Report, url: str | None, keep_formats: bool, baseline: bool, static: bool, planned: bool) -> tuple[Way, ...]:
-    """The deployments to measure, the plan last: it is the one that the limits are judged on."""
-    profile, plan = report.profile, report.plan
-    before, after = plan.baseline_deployment, plan.deployment
-    if keep_formats:
-        after = after.model_copy(
-            update={"weights": before.weights, "kv_cache": before.kv_cache, "keep_high_precision": before.keep_high_precision}
-        )
-    ways = []
-    first = before if url is None else after
-    if static and first.batching != "static":
-        ways.append(_way(profile, STATIC, first.model_copy(update={"batching": "static"}), planned))
-    if baseline and url is None:
-        ways.append(_way(profile, BASELINE, before, planned))
-    if static and first.batching == "static":
-        ways.append(_way(profile, IN_FLIGHT, first.model_copy(update={"batching": "in-flight"}), planned))
-    ways.append(_way(profile, PLAN if url is None else AS_SERVED, after, planned, gated=True))
-    return tuple(ways)
-
-
-def _way(profile: Profile, what: str, deployment: Deployment, planned: bool, *, gated: bool = False) -> Way:
-    return Way(what, deployment, deployment.batching == "static", _expected(profile, deployment, planned), gated)
-
-
-def _expected(profile: Profile, deployment: Deployment, planned: bool) -> Estimate | None:
-    """The estimator's own word, without the corrections that a report's estimates may have."""
-    from advisor.estimator.deployment import estimate
-
-    if not planned:
-        return None
+def _why_not(report: Report, machine: Machine, passed: bool, wanted: bool | None, engine_python: str | None) -> str:
+    """Why nothing is served, "" where it is."""
+    if not passed:
+        return "not run: what misses its accuracy budget is not served"
+    if wanted is False:
+        return "not run: --no-serve"
     try:
-        return estimate(profile.model, profile.gpu, deployment, _load(profile), profile.engine)
-    except NotPossible:
-        return None
+        refuse(report.plan.deployment, report.profile, engine_python, machine.gpus)
+    except (MissingExtra, NotPossible) as error:
+        if wanted:
+            raise
+        return error.what if error.what.startswith("not run") else f"not run: {error.what}"
+    return ""
 
 
-def _load(profile: Profile) -> Load:
-    from advisor.reasoner.baseline import load_of
-
-    return load_of(profile.traffic)
-
-
-def _machine(profile: Profile, url: str | None, on_planned_gpu: bool) -> tuple[str, bool]:
-    """What the server runs on, and whether that is what the plan was made for."""
-    from urllib.parse import urlsplit
-
-    from advisor.profiler.gpu import read_gpus
-
-    wanted = profile.gpu.id or profile.gpu.name
-    if on_planned_gpu:
-        return wanted, True
-    if url is not None and urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
-        return f"the machine of {urlsplit(url).hostname}", False
-    try:
-        found = read_gpus()[0]
-    except (GpuProblem, MissingExtra):
-        return f"no GPU, {platform.machine()} {platform.system()}", False
-    name = found.id or found.name
-    return name, name == wanted
+def _steps(report: Report, passed: bool, why: str) -> tuple[Change, ...]:
+    """The plan's steps that an engine carries out and nothing else was measured for."""
+    written, measured = "written into the serving files; " if passed else "", {change.rule for change in report.changes}
+    return tuple(
+        Change(rule=step.rule, action="serve", gate="not run", detail=f"{written}{why}")
+        for step in report.plan.steps
+        if not {"weights", "kv_cache", "keep_high_precision"} & set(step.changes) and step.rule not in measured
+    )
 
 
-def _arrivals(replay: str, profile: Profile, most: int) -> tuple[tuple[float, int, int], ...]:
-    """(seconds after the first, input, output tokens) of a trace's first requests; at least one token out.
-
-    The unit of the trace's times is taken from its rate, which its summary knows in arrivals per second.
-    """
-    from advisor.profiler.trace import read_trace, rows_of
-
-    rate = read_trace(replay)[0].rate
-    every = list(islice(rows_of(replay), MOST_REPLAYED))
-    rows = every[:most]
-    span = every[-1].arrival - every[0].arrival
-    if rate is None or len(every) < 2 or span <= 0:
-        raise InputError(
-            "this trace has no arrival times to replay", where=replay, hint="leave --replay out: give --concurrency"
-        )
-    unit = (len(every) - 1) / rate / span
-    longest = profile.model.max_context
-    for row in rows:
-        if longest is not None and row.isl + row.osl > longest:
-            raise InputError(
-                f"a request of {row.isl + row.osl:,} tokens is longer than {profile.model.name} can take ({longest:,})",
-                where=f"{replay}:{row.line}",
-                hint="leave such requests out of the trace",
-            )
-    return tuple(((row.arrival - rows[0].arrival) * unit, max(1, row.isl), max(1, row.osl)) for row in rows)
+def _verdict(change: Change, judged: bool) -> str:
+    if not judged:
+        return "Served and measured here; the limits are judged on the GPU of the plan alone."
+    said = {"passed": "every limit was kept", "inconclusive": "whether a limit is kept cannot be told (--serve-seconds)"}
+    return f"Served and measured: {said.get(change.gate, 'a limit was missed')}."
 
 
 # ---------------------------------------------------------------- what to keep
 
 
-def _noted(changes: Sequence[Change], formats_kept: bool, program: str | None, took: float) -> tuple[Change, ...]:
-    client = (
-        f"Load: aiperf ({program})." if program else "Load: the advisor's own client; aiperf is not installed or not wanted."
-    )
-    notes = [client, f"All of it took {took:,.0f} s."]
-    if formats_kept:
-        notes.insert(0, "The plan's number formats were not measured: the checkpoint was served as it is.")
+def _noted(changes: Sequence[Change], formats_kept: bool, took: float) -> tuple[Change, ...]:
+    notes = ["The plan's number formats were not measured: the checkpoint was served as it is."] if formats_kept else []
     *others, last = changes
-    return (*others, last.model_copy(update={"detail": " ".join([last.detail, *notes])}))
+    said = [last.detail, *notes, f"All of it took {took:,.0f} s."]
+    return (*others, last.model_copy(update={"detail": " ".join(said)}))
 
 
 def _facts(profile: Profile, ways: Sequence[Way], measured: Sequence[Measured]) -> dict[str, Scalar]:
@@ -243,40 +230,3 @@ def _write(report: Report, facts: Mapping[str, Scalar], out: Path) -> None:
     write_whole(out / "report.json", report.model_dump_json(indent=2) + "\n")
     write_whole(out / "report.html", render(report, "html"))
     write_whole(out / "measured.json", json.dumps(facts, indent=1) + "\n")
-
-
-def _observations(
-    profile: Profile, machine: str, ways: Sequence[Way], measured: Sequence[Measured], program: str | None
-) -> tuple[Observation, ...]:
-    traffic = profile.traffic
-    load = f"concurrency {traffic.concurrency:g}" if traffic.concurrency is not None else f"rate {traffic.rate}"
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    found = []
-    for way, one in zip(ways, measured, strict=True):
-        for figure in one.figures:
-            if figure.metric not in PREDICTED:
-                continue
-            value = getattr(way.expected, figure.metric) if way.expected is not None else None
-            if value is not None and figure.metric == "output_tokens_per_s":
-                value /= way.deployment.replicas
-            found.append(
-                Observation(
-                    at=now,
-                    gpu=machine,
-                    gpus=profile.gpu.count,
-                    model=profile.model.name,
-                    engine=profile.engine.name,
-                    engine_version=profile.engine.version,
-                    deployment=way.deployment.model_dump_json(exclude_defaults=True),
-                    isl=traffic.isl.mean,
-                    osl=traffic.osl.mean,
-                    load=load,
-                    metric=figure.metric,
-                    predicted=value,
-                    measured=figure.value,
-                    low=figure.low,
-                    high=figure.high,
-                    client="aiperf" if program and not way.static else "own",
-                )
-            )
-    return tuple(found)

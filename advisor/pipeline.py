@@ -223,22 +223,25 @@ def apply(
     unasked: bool = False,
     log_format: Literal["text", "json"] = "text",
     stream: IO[str] | None = None,
+    serving: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Report, Outcome]:
-    """Carry out a report's plan, measure, and ask the same rules again until the gate passes or nothing is left.
+    """Carry out a report's plan, measure, and ask the same rules again until the gate passes or nothing is left; then serve it.
 
-    options: the fields of executor.request.Request. Within the report's policy; unasked: nobody is there to be asked.
-    stream: where progress is told; stderr without it. The report comes back with what was done in it.
-    Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
+    options: the fields of executor.request.Request. serving: the options of measurement.serve. Within the report's policy;
+    unasked: nobody is there to be asked. stream: where progress is told; stderr without it. The report comes back with what
+    was done in it. Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
     """
     import json
 
+    from advisor import measurement
     from advisor.acceptance import adopt_speculation, facts_of, judge, with_measured
     from advisor.executor.progress import Progress
-    from advisor.executor.request import Answer, Remedy, Request
+    from advisor.executor.request import Answer, Remedy, Request, Served
     from advisor.executor.rounds import carry_out
     from advisor.executor.serving import write_serving
     from advisor.executor.speculation import Measured
+    from advisor.library import read_text
     from advisor.reasoner.policing import remedy_ban, seconds_allowed
     from advisor.reasoner.remedies import find_remedies
     from advisor.report.rendering import render
@@ -249,6 +252,9 @@ def apply(
     if policy is not None:
         request = replace(request, max_seconds=seconds_allowed(policy, request.max_seconds, profile.gpu.count))
     check_supported(profile, plan)
+    progress, how = Progress(log_format, stream), dict(serving or {})
+    if how.get("wanted"):
+        measurement.check_servable(report, how.get("engine_python"))
     chosen = {step.rule for step in plan.steps if "weights" in step.changes}
     parameters = next((dict(rule.applies.parameters) for rule in rulebook.rules if rule.id in chosen), {})
 
@@ -265,6 +271,10 @@ def apply(
         facts = facts_of(measured)
         return judge(with_facts(facts), plan.deployment, measured), facts
 
+    def serve(checkpoint: Path | None, changes: tuple[Change, ...], measured: Mapping[str, Scalar], passed: bool) -> Served:
+        made, work = told(changes, measured), request.work / "serving"
+        return measurement.serve(made, checkpoint, work, passed=passed, tell=lambda line: progress.say("serve", line), **how)
+
     def told(changes: tuple[Change, ...], measured: Mapping[str, Scalar]) -> Report:
         known, made = with_facts(measured), plan
         if any(change.drafts for change in changes):
@@ -275,9 +285,11 @@ def apply(
         made = told(changes, measured)
         files = {"report.json": render(made, "json"), "report.html": render(made, "html")}
         files["measured.json"] = json.dumps(dict(measured), indent=1) + "\n"
-        return files | (write_serving(made.plan, profile) if published else {})
+        logs = {f"logs/{log.name}": read_text(log, what="log") for log in (request.work / "serving" / "logs").glob("*.log")}
+        beside = any(change.artifact for change in changes)
+        return files | (write_serving(made.plan, profile, made=beside) | logs if published else {})
 
-    outcome = carry_out(request, profile, plan, parameters, ask, pages, Progress(log_format, stream), weigh)
+    outcome = carry_out(request, profile, plan, parameters, ask, pages, progress, weigh, serve)
     return told(outcome.changes, outcome.measured), outcome
 
 

@@ -166,10 +166,18 @@ def test_killed_at_random_points_and_resumed_it_publishes_the_same(tiny: Path, p
 
 def test_what_cannot_be_done_is_refused_before_any_work(tiny: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    cache_alone = forced_report(tiny, "bf16", 2, kv_cache="fp8", rule=FP8, engine="vllm")
     cases: list[tuple[type[AdvisorError], str, Any, Request]] = [
+        (NotPossible, "whose cache alone", cache_alone, _request(out, prompts)),
         (NotPossible, "CUDA", forced_report(tiny, "nvfp4", 2, rule=FP8), _request(out, prompts)),
         (NotPossible, "INT8 KV", forced_report(tiny, "fp8", 2, kv_cache="int8", rule=FP8), _request(out, prompts)),
         (NotPossible, "does not list W8A8", forced_report(tiny, "int8_sq", 2, rule=FP8, engine="vllm"), _request(out, prompts)),
+        (
+            NotPossible,
+            "whose cache alone",
+            forced_report(tiny, "bf16", 2, kv_cache="fp8", rule=FP8, engine="vllm"),
+            _request(out, prompts),
+        ),
         (InputError, "nothing to calibrate", forced_report(tiny, "fp8", 2, rule=FP8), _request(out, None)),
         (FileProblem, "cannot be read", forced_report(tiny, "fp8", 2, rule=FP8), _request(out, tmp_path / "none.jsonl")),
         (FileProblem, "no parent", forced_report(tiny, "fp8", 2, rule=FP8), _request(tmp_path / "no" / "out", prompts)),

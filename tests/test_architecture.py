@@ -21,16 +21,20 @@ ALLOWED = {
     "executor": {"types", "errors", "library"},
     "report": {"types", "errors"},
     "prediction": FOUNDATION | {"profiler", "estimator"},
-    "pipeline": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", "prediction", "acceptance", ""},
+    "pipeline": FOUNDATION
+    | {"profiler", "estimator", "reasoner", "executor", "report", "prediction", "acceptance", "measurement", ""},
     "freshness": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
     "rounds": FOUNDATION | {"freshness", "profiler"},
     "served": FOUNDATION | {"executor", "freshness"},
     "sweep": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
     "acceptance": FOUNDATION | {"profiler", "estimator", "reasoner", "executor"},
-    "measurement": FOUNDATION | {"profiler", "estimator", "reasoner", "executor", "report", ""},
+    "measurement": FOUNDATION | {"observations", "ways", "profiler", "estimator", "reasoner", "executor", "report"},
+    "ways": FOUNDATION | {"profiler", "estimator", "reasoner", "executor"},
+    "observations": {"types", "executor"},
     "cli": FOUNDATION
     | {
         "measurement",
+        "observations",
         "pipeline",
         "prediction",
         "report",

@@ -226,6 +226,7 @@ def test_vllm_on_a_gpu_keeps_its_formats(folder: Path) -> None:
     report = report_of(folder)
     made = vllm_engine.launch(report.plan, Deployment(kv_cache="fp8"), report.profile, CUDA)
     given = dict(zip(made.command, made.command[1:], strict=False))
+    assert made.command[1:5] == ("-m", "vllm.entrypoints.cli.main", "serve", str(folder))
     assert given["--kv-cache-dtype"] == "fp8"
     assert "--gpu-memory-utilization" in given and "--dtype" not in given
 

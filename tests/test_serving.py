@@ -209,6 +209,11 @@ def test_no_key_sets_the_format_of_weights_and_the_checkpoint_is_named():
     assert "# weights: meta-llama/Llama-3.1-8B-Instruct in fp8: made by `advise apply` into checkpoint/" in text
     assert "the checkpoint as it is (fp8_block)" in write_serving(*PLANS["MoE"])["trtllm.yaml"]
     assert site_of(*PLANS["MoE"]).model == "deepseek-ai/DeepSeek-R1"
+    made = write_serving(plan(kv_cache="fp8"), profile(), made=True)[
+        "serve.sh"
+    ]  # the scales of its cache are in the checkpoint
+    assert "exec trtllm-serve ./checkpoint " in made
+    assert "exec trtllm-serve meta-llama/Llama-3.1-8B-Instruct " in write_serving(plan(kv_cache="fp8"), profile())["serve.sh"]
 
 
 @pytest.mark.parametrize(

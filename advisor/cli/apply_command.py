@@ -45,11 +45,28 @@ if TYPE_CHECKING:
 @click.option(
     "--score-command", help="Scores a folder for --accuracy-metric command: 'python score.py {checkpoint}'.", metavar="CMD"
 )
+@click.option(
+    "--serve/--no-serve",
+    default=None,
+    help="Serve the result and measure it under the traffic before publishing it; --serve judges the limits on this machine, "
+    "whatever it is.  [default: where the engine is installed and can run the plan, judged on the plan's own GPU]",
+)
+@click.option(
+    "--engine-python", help="Python of the environment that vLLM is installed in (or ADVISE_VLLM_PYTHON).", metavar="PYTHON"
+)
+@click.option(
+    "--serve-seconds",
+    type=click.FloatRange(1, 86_400),
+    default=300.0,
+    show_default=True,
+    help="Measure at most so long, for each way of serving.",
+    metavar="S",
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(plan_file: str | None, overlay: str | None, policy: str | None, out: str, **options: Any) -> int:
-    """Do it: quantize, measure on held-out prompts, ask the rules again until the budget is kept, publish.
+    """Do it: quantize, measure on held-out prompts, ask the rules again until the budget is kept, serve and measure, publish.
 
-    Works on a local folder. Nothing is published unless its gate passed; what was made is kept in DIR.work.
+    Works on a local folder. Nothing is published unless its gates passed; what was made is kept in DIR.work.
     """
     from pathlib import Path
 
@@ -60,6 +77,12 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         "evaluation_prompts", "prompt_tokens", "score_command", "log_format",
     )  # fmt: skip
     mine = {name: options.pop(name) for name in own}
+    serving = {
+        "wanted": options.pop("serve"),
+        "engine_python": options.pop("engine_python"),
+        "seconds": options.pop("serve_seconds"),
+        "evidence": options.get("evidence"),
+    }
     report = answer(plan_file, options, overlay=overlay, policy=policy)
     unasked = not (sys.stdin.isatty() and sys.stderr.isatty()) or mine["yes"] or mine["auto"]
     if not unasked:
@@ -69,6 +92,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         overlay=overlay,
         unasked=unasked,
         log_format=mine["log_format"],
+        serving=serving,
         out=Path(out).absolute(),
         calibration=_path(mine["calibration"]),
         production=_path(mine["production"]),

@@ -19,7 +19,7 @@ def command(file: str | None, form: str, output: str | None) -> int:
     `advise measure` writes it; later estimates for the same GPU, model and engine are corrected by it and say so. The file may
     be deleted at any time.
     """
-    from advisor import measurement
+    from advisor import observations
 
-    show(measurement.evidence(file, form=form), output)
+    show(observations.evidence(file, form=form), output)
     return 0

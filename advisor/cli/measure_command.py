@@ -28,7 +28,10 @@ import click
 @click.option("--static", is_flag=True, help="Measure static batching too: batches admitted one after the other.")
 @click.option("--replay", type=click.Path(), help="Replay this trace at its own arrival times.", metavar="TRACE")
 @click.option(
-    "--requests", type=click.IntRange(1, 100_000), default=32, show_default=True, help="Requests of one round.", metavar="N"
+    "--requests",
+    type=click.IntRange(1, 100_000),
+    help="Requests of one round.  [default: 4 times those that run at once, at least 32]",
+    metavar="N",
 )
 @click.option(
     "--rounds", type=click.IntRange(1, 100), default=8, show_default=True, help="At most so many rounds.", metavar="N"

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from advisor.executor import aiperf, vllm_engine
+from advisor.errors import NotPossible
+from advisor.executor import aiperf, tensorrt_llm_engine, vllm_engine
 from advisor.executor.engines import Launch, Server, serving
 from advisor.executor.load import Admission, Request, gaps, make_requests
 from advisor.executor.measuring import Arm, Bounds, Measured, ReadMetrics, figures_of, interval, measure
-from advisor.executor.tensorrt_llm_engine import launch as launch_tensorrt_llm
 from advisor.executor.verifying import change_of, verify
 from advisor.types import Change, Deployment, Estimate, Goal, Interval, Plan, Profile
 
 Tell = Callable[[str], None]
 GAIN = "in_flight_gain"
+SHARE, LEAST = 4, 32
+"""requests of a round: at the end of each the slots run empty, a quarter of it is enough to bear"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Way:
     """by the estimator itself, for the machine that is measured; None: there is no estimate for it"""
     gated: bool
     """the limits are judged on it"""
+    checkpoint: Path | None = None
+    """folder of the weights; None: where the plan says"""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,8 @@ class Order:
     out: Path
     url: str | None = None
     python: str | None = None
-    checkpoint: Path | None = None
-    requests: int = 32
-    """of one round"""
+    requests: int | None = None
+    """of one round; None: SHARE times those that run at once, at least LEAST"""
     bounds: Bounds = field(default_factory=Bounds)
     deadline: float = 600.0
     """seconds for an engine to become healthy"""
@@ -74,9 +77,12 @@ def check(
         with _server(launch, profile, order, "-".join(way.what.replace(" ", "-") for way in together)) as server:
             if server.seconds is not None:
                 tell(f"{order_name(together)}: healthy after {server.seconds:,.1f} s")
-            arms = [_arm(way, server, profile, order) for way in together]
+            compared = any(way.static for way in together)  # in turns, round by round: one client for all of them
+            program = None if compared else order.aiperf
+            arms = [_arm(way, server, profile, order, program) for way in together]
+            count = order.requests or max(LEAST, SHARE * max(arm.slots for arm in arms))
             made = measure(
-                arms, _requests(profile, order), limits=limits_of(profile.goal), bounds=order.bounds,
+                arms, _requests(profile, order, count), limits=limits_of(profile.goal), bounds=order.bounds,
                 read_metrics=read_metrics, tell=tell,
             )  # fmt: skip
         for one in made:
@@ -109,18 +115,36 @@ def _servers(plan: Plan, profile: Profile, ways: Sequence[Way], order: Order) ->
     if order.url is not None:
         yield None, list(ways)
         return
-    groups: dict[Deployment, list[Way]] = {}
+    groups: dict[tuple[Deployment, Path | None], list[Way]] = {}
     for way in ways:
-        groups.setdefault(way.deployment.model_copy(update={"batching": "in-flight"}), []).append(way)
-    for deployment, together in groups.items():  # one at a time: each launch finds its own free port
-        yield _launch(plan, deployment, profile, order), together
+        groups.setdefault((way.deployment.model_copy(update={"batching": "in-flight"}), way.checkpoint), []).append(way)
+    for (deployment, checkpoint), together in groups.items():  # one at a time: each launch finds its own free port
+        yield _launch(plan, deployment, checkpoint, profile, order), together
 
 
-def _launch(plan: Plan, deployment: Deployment, profile: Profile, order: Order) -> Launch:
+def _launch(plan: Plan, deployment: Deployment, checkpoint: Path | None, profile: Profile, order: Order) -> Launch:
     if profile.engine.name == "tensorrt-llm":
-        return launch_tensorrt_llm(plan, deployment, profile, folder=order.out, checkpoint=order.checkpoint)
+        return tensorrt_llm_engine.launch(plan, deployment, profile, folder=order.out, checkpoint=checkpoint)
     installed = vllm_engine.find(order.python)
-    return vllm_engine.launch(plan, deployment, profile, installed, checkpoint=order.checkpoint)
+    return vllm_engine.launch(plan, deployment, profile, installed, checkpoint=checkpoint)
+
+
+def refuse(deployment: Deployment, profile: Profile, python: str | None, gpus: int) -> None:
+    """Raise MissingExtra where the profile's engine is not installed, NotPossible where it cannot run a deployment on a machine
+    with so many GPUs; InputError for a Python that is none. Nothing is started."""
+    if profile.engine.name == "tensorrt-llm":
+        tensorrt_llm_engine.find(profile.engine.version)
+    else:
+        installed = vllm_engine.find(python)
+        if installed.cpu:
+            vllm_engine.check_cpu(deployment)
+            return
+    ranks = deployment.tensor_parallel * deployment.pipeline_parallel
+    if ranks > gpus:
+        has = f"{gpus} GPU{'' if gpus == 1 else 's'}" if gpus else "no GPU"
+        raise NotPossible(
+            f"not run: a replica needs {ranks}, this machine has {has}", where="tensor_parallel x pipeline_parallel"
+        )
 
 
 @contextlib.contextmanager
@@ -153,13 +177,13 @@ def found_server(url: str, metrics: str = "/metrics") -> Server:
     return Server(url, names[0], metrics)
 
 
-def _arm(way: Way, server: Server, profile: Profile, order: Order) -> Arm:
+def _arm(way: Way, server: Server, profile: Profile, order: Order, program: str | None) -> Arm:
     """aiperf where it is there and can admit requests so, our own client otherwise."""
     admission, slots = _admission(way, profile, order), slots_of(way, profile)
-    if order.aiperf is None or admission != "in-flight":
+    if program is None or admission != "in-flight":
         return Arm(way.what, server, admission, slots)
-    tokenizer = str(order.checkpoint or profile.model.folder or profile.model.name)
-    return Arm(way.what, server, admission, slots, aiperf.sender(order.aiperf, tokenizer))
+    tokenizer = str(profile.model.folder or way.checkpoint or profile.model.name)
+    return Arm(way.what, server, admission, slots, aiperf.sender(program, tokenizer), "aiperf")
 
 
 def _admission(way: Way, profile: Profile, order: Order) -> Admission:
@@ -168,7 +192,7 @@ def _admission(way: Way, profile: Profile, order: Order) -> Admission:
     return "arrivals" if order.arrivals or (profile.traffic.concurrency is None and profile.traffic.rate) else "in-flight"
 
 
-def _requests(profile: Profile, order: Order) -> Callable[[int], Sequence[Request]]:
+def _requests(profile: Profile, order: Order, requests: int) -> Callable[[int], Sequence[Request]]:
     """Round -> requests: the same lengths in the same order each time, other tokens."""
     traffic, vocab = profile.traffic, profile.model.vocab
     shared = traffic.shared_prefix or 0.0
@@ -176,7 +200,7 @@ def _requests(profile: Profile, order: Order) -> Callable[[int], Sequence[Reques
     seed = time.time_ns()  # a server that was measured before still has the prompts of then in its cache
 
     def of(number: int) -> Sequence[Request]:
-        count = max(1, order.requests // 2) if number == 0 else order.requests
+        count = max(1, requests // 2) if number == 0 else requests
         if order.arrivals:
             rows = order.arrivals[:count]
             times = [at for at, _, _ in rows]

@@ -26,6 +26,7 @@ Requests = Callable[[int], Sequence[Request]]
 """round number -> its requests; round 0 is the warm-up"""
 Sender = Callable[[Server, Sequence[Request], Admission, int, float], Round]
 """sends requests to a server, so many at once, for at most so many seconds"""
+OWN = "the advisor's own client"
 ReadMetrics = Callable[[str], Mapping[str, float]]
 """Prometheus text -> sample name -> value"""
 
@@ -45,6 +46,8 @@ class Arm:
     slots: int
     """requests at once; the batch of a static admission"""
     send: Sender = load.send
+    client: str = OWN
+    """what sends the requests"""
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,12 @@ def _check_formats(deployment: Deployment, profile: Profile) -> None:
             where=f"weights {deployment.weights}",
             hint=f"it lists {', '.join(listed)}",
         )
+    if engine.name == "vllm" and deployment.weights == "bf16" and deployment.kv_cache != "bf16":
+        raise NotPossible(
+            "vLLM loads no checkpoint of ModelOpt's whose cache alone is quantized: it wants a quant_algo (tried with 0.32.0)",
+            where="kv_cache",
+            hint="serve the model as it is with its option --kv-cache-dtype (`advise emit`; the scales are then 1)",
+        )
     if deployment.kv_cache != "bf16" and deployment.kv_cache.upper() not in CACHE_ALGORITHMS.get(engine.name, ()):
         raise NotPossible(
             f"{engine.name} takes no {deployment.kv_cache} cache from a checkpoint", where="kv_cache", hint="plan for fp8"

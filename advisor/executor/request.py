@@ -71,6 +71,24 @@ Ask = Callable[[Mapping[str, Scalar]], Answer]
 
 
 @dataclass(frozen=True)
+class Served:
+    """What serving the result came to."""
+
+    changes: tuple[Change, ...]
+    """one for each step that only an engine carries out, and one for each way of serving that was measured"""
+    facts: Mapping[str, Scalar] = field(default_factory=dict)
+    passed: bool = True
+    """no limit was missed that this machine can judge"""
+    summary: str = ""
+    """one sentence"""
+
+
+Serve = Callable[[Path | None, tuple[Change, ...], Mapping[str, Scalar], bool], Served]
+"""(folder of the last checkpoint, None for the model as it is; what was done; measured facts; whether the gates passed so far)
+-> how it serves"""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run came to."""
 

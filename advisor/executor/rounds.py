@@ -14,11 +14,11 @@ from advisor.executor.mixed_precision import measure_sensitivity, mix
 from advisor.executor.preflight import check_request
 from advisor.executor.progress import Progress
 from advisor.executor.recalibration import recalibrate
-from advisor.executor.request import Answer, Ask, Outcome, Pages, Remedy, Request, whole_number
+from advisor.executor.request import Answer, Ask, Outcome, Pages, Remedy, Request, Serve, whole_number
 from advisor.executor.run import Run
 from advisor.executor.speculation import Weigh, measure, order_of
 from advisor.executor.trial import Bench
-from advisor.types import Change, Plan, Profile
+from advisor.types import Plan, Profile
 
 ACTIONS: dict[str, Callable[[Run, Remedy], str | None]] = {"recalibrate": recalibrate, "mixed_precision": mix}
 """a rule's action -> what carries it out: the verdict of the round it came to; None: it was not run, and a Change says why"""
@@ -26,13 +26,13 @@ ACTIONS: dict[str, Callable[[Run, Remedy], str | None]] = {"recalibrate": recali
 
 def carry_out(
     request: Request, profile: Profile, plan: Plan, parameters: dict[str, object], ask: Ask, pages: Pages, progress: Progress,
-    weigh: Weigh,
+    weigh: Weigh, serve: Serve,
 ) -> Outcome:  # fmt: skip
-    """Carry out a plan on the model's folder and publish it when its gate passes.
+    """Carry out a plan on the model's folder and publish it when its gates pass: accuracy first, then the limits of serving.
 
     parameters: of the rule that chose the weights' format. ask: the rules about measured facts. pages: the files beside the
-    checkpoint. weigh: what a measured acceptance is worth. Raises InputError, NotPossible, MissingExtra, FileProblem; finished
-    work is kept in request.work.
+    checkpoint. weigh: what a measured acceptance is worth. serve: the result on an engine, where there is one. Raises
+    InputError, NotPossible, MissingExtra, FileProblem; finished work is kept in request.work.
     """
     folder = check_request(request, profile, plan)
     with Journal(request.work) as journal:
@@ -42,12 +42,13 @@ def carry_out(
         prompts = whole_number(parameters, "calibration_prompts", 0) or None
         material = gather_material(request, profile, plan, folder, journal, prompts, progress)
         run = Run(request, profile, plan, material, Bench(folder, journal, progress, request.seed), progress)
-        passed = _loop(run, parameters, ask) and _speculate(run, profile, weigh)
-        changes = (*run.changes, *_serving_changes(plan, profile, passed, {change.rule for change in run.changes}))
+        passed, best = _loop(run, parameters, ask) and _speculate(run, profile, weigh), run.best()
+        served = serve(best.folder if best is not None else None, tuple(run.changes), run.facts, passed)
+        run.facts |= served.facts
+        passed = passed and served.passed
+        changes, summary = (*run.changes, *served.changes), f"{run.summary(passed)} {served.summary}".rstrip()
         material.check_unchanged()
-        return publication.publish(
-            journal, request, run.best(), changes, run.facts, pages, passed=passed, summary=run.summary(passed)
-        )
+        return publication.publish(journal, request, best, changes, run.facts, pages, passed=passed, summary=summary)
 
 
 def _loop(run: Run, parameters: dict[str, object], ask: Ask) -> bool:
@@ -91,24 +92,6 @@ def _next(run: Run, answer: Answer, ask: Ask) -> Remedy | None:
             return remedy
         run.skip(remedy, f"not run: {remedy.action} is not carried out by this program; {_manual(remedy.action)}")
     return None
-
-
-def _serving_changes(plan: Plan, profile: Profile, passed: bool, measured: set[str]) -> tuple[Change, ...]:
-    """The plan's other steps: written into the serving files, not run. measured: rules that something was measured for."""
-    from importlib.util import find_spec
-
-    name, module = {"vllm": ("vLLM", "vllm")}.get(profile.engine.name, ("TensorRT-LLM", "tensorrt_llm"))
-    why = (
-        f"{name} is not installed here"
-        if find_spec(module) is None
-        else "serving and its benchmark are not started by this command"
-    )
-    written = "written into the serving files; " if passed else ""
-    return tuple(
-        Change(rule=step.rule, action="serve", gate="not run", detail=f"{written}not run: {why}")
-        for step in plan.steps
-        if not {"weights", "kv_cache", "keep_high_precision"} & set(step.changes) and step.rule not in measured
-    )
 
 
 def _manual(action: str) -> str:

@@ -18,15 +18,16 @@ DYNAMO_TAG = "1.3.1"
 VLLM_IMAGE = "vllm/vllm-openai"
 
 
-def write_serving(plan: Plan, profile: Profile) -> dict[str, str]:
-    """The files that serve a plan with its profile's engine: file name -> text.
+def write_serving(plan: Plan, profile: Profile, *, made: bool = False) -> dict[str, str]:
+    """The files that serve a plan with its profile's engine: file name -> text. made: with the checkpoint of `advise apply`
+    beside them; otherwise the model as it is serves where its weights are in the plan's format.
 
     TensorRT-LLM: the LLM API YAML (checked against the arguments of that version), kubernetes.yaml, dynamo.yaml, slurm.sh,
     and unless a replica spans nodes serve.sh, bench.sh and llm_api.py. vLLM: serve.sh and kubernetes.yaml. serve.sh listens
     on loopback unless HOST is set. Pure: the same plan gives the same texts.
     Raises NotPossible for a plan that this engine version cannot be given, MissingExtra without jsonschema.
     """
-    site = site_of(plan, profile)
+    site = site_of(plan, profile, made=made)
     if profile.engine.name == "vllm":
         return _vllm_files(plan, profile, site)
     if profile.engine.name == "tensorrt-llm":

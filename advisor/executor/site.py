@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from advisor.errors import NotPossible
-from advisor.types import Plan, Profile
+from advisor.types import Deployment, Plan, Profile
 
 CHECKPOINT = "checkpoint"
 """the folder beside the serving files that `advise apply` puts a quantized checkpoint into"""
@@ -42,8 +43,11 @@ class Site:
         return self.nodes > 1
 
 
-def site_of(plan: Plan, profile: Profile) -> Site:
-    """The site of a plan. Raises NotPossible when a replica's GPUs do not fill whole nodes."""
+def site_of(plan: Plan, profile: Profile, *, made: bool = False) -> Site:
+    """The site of a plan; made: `advise apply` put a checkpoint beside the files.
+
+    Raises NotPossible when a replica's GPUs do not fill whole nodes.
+    """
     deployment, model = plan.deployment, profile.model
     ranks = deployment.tensor_parallel * deployment.pipeline_parallel
     nodes = math.ceil(ranks / profile.gpu.gpus_per_node)
@@ -54,7 +58,7 @@ def site_of(plan: Plan, profile: Profile) -> Site:
             hint="choose a size that fills whole nodes",
         )
     name = model.name if model.folder is None else re.split(r"[/\\]", model.folder.rstrip("/\\"))[-1] or model.name
-    found = _checkpoint(plan, profile)
+    found = _checkpoint(plan, profile, made)
     return Site(
         model=found[0],
         model_note=found[1],
@@ -66,6 +70,24 @@ def site_of(plan: Plan, profile: Profile) -> Site:
         gpus_per_node=ranks // nodes,
         replicas=deployment.replicas,
     )
+
+
+def switch_off(deployment: Deployment) -> int | None:
+    """Requests at one engine above which speculation no longer pays; None: no such number.
+
+    The plan's number is of all replicas, an engine's is of one, and with attention data parallelism of one rank.
+    """
+    if deployment.speculation is None or deployment.speculation.max_concurrency is None:
+        return None
+    engines = deployment.replicas * (deployment.tensor_parallel if deployment.attention_dp else 1)
+    return max(1, deployment.speculation.max_concurrency // engines)
+
+
+def tokenizer_of(checkpoint: Path, profile: Profile) -> tuple[str, ...]:
+    """The option for a checkpoint that has no tokenizer of its own yet: the model's. Both engines spell it alike."""
+    if profile.model.folder is None or (checkpoint / "tokenizer_config.json").exists():
+        return ()
+    return ("--tokenizer", profile.model.folder)
 
 
 def quantized_as(profile: Profile) -> str:
@@ -80,9 +102,14 @@ def _slug(name: str) -> str:
     return (words if words[:1].isalpha() else f"model-{words}")[:40].strip("-")
 
 
-def _checkpoint(plan: Plan, profile: Profile) -> tuple[str, str]:
+def _checkpoint(plan: Plan, profile: Profile, made: bool) -> tuple[str, str]:
     """The model argument, and in words which checkpoint it is: no engine argument sets the format of weights."""
     model, weights = profile.model, plan.deployment.weights
+    if made:
+        return (
+            "./" + CHECKPOINT,
+            f"{model.name}, weights {weights}, KV cache {plan.deployment.kv_cache}: made by `advise apply`",
+        )
     if weights == quantized_as(profile):
         source = model.folder or model.name
         if model.folder is not None and not source.startswith(("/", "./", "../")):

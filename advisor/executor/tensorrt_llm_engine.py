@@ -9,7 +9,7 @@ from pathlib import Path
 from advisor.errors import InputError, MissingExtra, NotPossible
 from advisor.executor import trtllm
 from advisor.executor.engines import HOST, Launch, free_port
-from advisor.executor.site import site_of
+from advisor.executor.site import site_of, tokenizer_of
 from advisor.library import parse_yaml, read_text, write_whole
 from advisor.types import Deployment, Plan, Profile
 
@@ -49,21 +49,30 @@ def check_options(file: Path) -> str:
     return f"loaded by TensorRT-LLM {version}'s own TorchLlmArgs"
 
 
-def launch(plan: Plan, deployment: Deployment, profile: Profile, *, folder: Path, checkpoint: Path | None = None) -> Launch:
-    """How trtllm-serve serves one replica of a deployment here; its YAML is written into the folder and loaded once.
+def find(wanted: str) -> tuple[str, str]:
+    """The installed version, which has to be the wanted one's line, and the path of trtllm-serve.
 
-    Raises MissingExtra where TensorRT-LLM is not installed, NotPossible, InputError.
+    Raises MissingExtra where TensorRT-LLM is not installed, InputError for another version than the plan's.
     """
     version, program = installed_version(), shutil.which("trtllm-serve")
     if version is None or program is None:
         hint = "run `advise emit` and its serve.sh where it is installed, then measure that server: --url http://HOST:PORT"
         raise MissingExtra(NOT_RUN, where="tensorrt_llm", hint=hint)
-    if version.split(".")[:2] != profile.engine.version.split(".")[:2]:
+    if version.split(".")[:2] != wanted.split(".")[:2]:
         raise InputError(
-            f"the plan is for TensorRT-LLM {profile.engine.version}, {version} is installed here",
+            f"the plan is for TensorRT-LLM {wanted}, {version} is installed here",
             where="--engine-version",
             hint=f"plan again with --engine-version {version}",
         )
+    return version, program
+
+
+def launch(plan: Plan, deployment: Deployment, profile: Profile, *, folder: Path, checkpoint: Path | None = None) -> Launch:
+    """How trtllm-serve serves one replica of a deployment here; its YAML is written into the folder and loaded once.
+
+    Raises MissingExtra where TensorRT-LLM is not installed, NotPossible, InputError.
+    """
+    version, program = find(profile.engine.version)
     arguments = plan.model_copy(update={"deployment": deployment.model_copy(update={"batching": "in-flight"})})
     site = site_of(arguments, profile)
     if site.spans_nodes:
@@ -75,6 +84,7 @@ def launch(plan: Plan, deployment: Deployment, profile: Profile, *, folder: Path
     command[0] = program
     if checkpoint is not None:
         command[1] = str(checkpoint)
+        command += tokenizer_of(checkpoint, profile)
     notes = [f"{trtllm.CONFIG}: {loaded}"]
     if deployment.replicas > 1:
         notes.append(f"one of {deployment.replicas} replicas is served, with its share of the load")

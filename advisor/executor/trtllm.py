@@ -12,7 +12,7 @@ from advisor.errors import NotPossible
 from advisor.executor.engine_schema import class_of, command_options, engine_schema, known_version, validate
 from advisor.executor.ngrams import SIZES
 from advisor.executor.settings import Section, Setting, annotated, comment, plain, reasons
-from advisor.executor.site import HOST, PORT, Site
+from advisor.executor.site import HOST, PORT, Site, switch_off
 from advisor.types import Deployment, Plan, Profile, Speculation
 
 CONFIG = "trtllm.yaml"
@@ -235,8 +235,9 @@ def _speculation(deployment: Deployment, speculation: Speculation, version: str,
                 hint="name one, or speculate with ngram",
             )
         found["speculative_model"] = speculation.draft_model
-    if speculation.max_concurrency is not None:
-        found["max_concurrency"] = max(1, speculation.max_concurrency // deployment.replicas)
+    limit = switch_off(deployment)
+    if limit is not None:
+        found["max_concurrency"] = limit
     notes = {"max_concurrency": "; switched off above", "is_public_pool": "; the pool that requests share is never pruned"}
     return {key: Setting(value, why + notes.get(key, "")) for key, value in found.items()}
 

@@ -106,7 +106,7 @@ def _sentences(measured: Measured, figures: Sequence[Interval], gated: bool) -> 
         "static": f"in batches of {arm.slots}, each admitted when the one before had ended",
         "arrivals": "at their arrival times",
     }[arm.admission]
-    said = [f"{count} requests, {admitted}, {measured.errors} without an answer; {measured.ended}."]
+    said = [f"{count} requests, {admitted}, sent by {arm.client}, {measured.errors} without an answer; {measured.ended}."]
     if gated and not any(figure.verdict is not None for figure in figures):
         said.append("No limits are set: it is only judged that every request was answered.")
     for figure in figures:

@@ -1,4 +1,7 @@
-"""vLLM's serving command for a plan. The options are those of `vllm serve` (docs.vllm.ai, engine arguments, 0.11)."""
+"""vLLM's serving command for a plan.
+
+The options are those of `vllm serve`, all of them under the same names from 0.20 (docs.vllm.ai/en/v0.20.0) to 0.32 (installed).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from typing import Any
 from advisor.errors import NotPossible
 from advisor.executor.ngrams import SIZES
 from advisor.executor.settings import reasons
-from advisor.executor.site import HOST, PORT, Site
+from advisor.executor.site import HOST, PORT, Site, switch_off
 from advisor.types import Deployment, Engine, Plan, Profile, Speculation
 
 SCHEDULE_SINCE = (0, 24)
 MEMORY_SHARE = 0.9
-"""--gpu-memory-utilization's default"""
+"""--gpu-memory-utilization: what the estimate counts on (profiles/constants); vLLM's own default is 0.92 in 0.32"""
 
 
 def serve_arguments(plan: Plan, profile: Profile, site: Site, *, host: str = HOST, port: int = PORT) -> list[tuple[str, ...]]:
@@ -78,7 +81,7 @@ def why_of(plan: Plan) -> dict[str, str]:
         "--speculative-config": "speculation",
     }
     found = {option: why.get(field, "plan") for option, field in fields.items()}
-    return found | {"--gpu-memory-utilization": "engine default"}
+    return found | {"--gpu-memory-utilization": "what the estimate counts on"}
 
 
 def notes(plan: Plan, engine: Engine) -> list[str]:
@@ -91,8 +94,8 @@ def notes(plan: Plan, engine: Engine) -> list[str]:
         found.append(
             "the method's name is that of vLLM in 2026 (vllm/config/speculative.py @ 002e77c1); older ones may lack it"
         )
-    if deployment.speculation is not None and deployment.speculation.max_concurrency is not None:
-        limit = deployment.speculation.max_concurrency // deployment.replicas
+    limit = switch_off(deployment)
+    if limit is not None:
         if _has_schedule(deployment, engine):
             found.append(
                 f"above {limit} requests drafts are off; the schedule leaves piecewise CUDA graphs (vllm/config/vllm.py)"
@@ -124,7 +127,7 @@ def _speculation(deployment: Deployment, speculation: Speculation, engine: Engin
     found["num_speculative_tokens"] = speculation.draft_len
     if speculation.method == "ngram":
         found |= {"prompt_lookup_min": SIZES["vllm"].shortest, "prompt_lookup_max": SIZES["vllm"].longest}
-    if speculation.max_concurrency is not None and _has_schedule(deployment, engine):
-        limit = max(1, speculation.max_concurrency // deployment.replicas)
+    limit = switch_off(deployment)
+    if limit is not None and _has_schedule(deployment, engine):
         found["num_speculative_tokens_per_batch_size"] = [[1, limit, speculation.draft_len], [limit + 1, limit + 1, 0]]
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 from advisor.errors import InputError, MissingExtra, NotPossible
 from advisor.executor import vllm
 from advisor.executor.engines import HOST, Launch, free_port
-from advisor.executor.site import site_of
+from advisor.executor.site import site_of, tokenizer_of
 from advisor.types import Deployment, Plan, Profile
 
 PYTHON = "ADVISE_VLLM_PYTHON"
@@ -70,7 +70,11 @@ def launch(
     """
     notes = []
     if installed.cpu:
-        _check_cpu(deployment)
+        check_cpu(deployment)
+    if installed.version.split(".")[:2] != profile.engine.version.split(".")[:2]:
+        notes.append(f"the plan is for vLLM {profile.engine.version}, {installed.version} is what runs here")
+    engine = profile.engine.model_copy(update={"version": installed.version})
+    profile = profile.model_copy(update={"engine": engine})
     arguments = plan.model_copy(update={"deployment": deployment.model_copy(update={"batching": "in-flight"})})
     site = site_of(arguments, profile)
     if site.spans_nodes:
@@ -92,13 +96,18 @@ def launch(
         notes.append(f"vLLM's CPU build: no CUDA graphs, a KV cache of {CPU_CACHE_GIB} GiB")
     if Path(model).is_dir():
         environment |= {"HF_HUB_OFFLINE": "1"}
-    command = (installed.python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *rest)
+    if checkpoint is not None:
+        rest += tokenizer_of(checkpoint, profile)
+    # the CPU build's `vllm serve` asks for the version of a package "vllm", which it is not: its server is called directly
+    module = ("vllm.entrypoints.openai.api_server", "--model") if installed.cpu else ("vllm.entrypoints.cli.main", "serve")
+    command = (installed.python, "-m", *module, model, *rest)
     return Launch(
         "vLLM", installed.version, command, f"http://{HOST}:{port}", site.served_name, environment, notes=tuple(notes)
     )
 
 
-def _check_cpu(deployment: Deployment) -> None:
+def check_cpu(deployment: Deployment) -> None:
+    """Raise NotPossible for what the CPU build cannot serve: other than 16 bits, more than one GPU."""
     if deployment.weights != "bf16" or deployment.kv_cache != "bf16":
         what = f"{deployment.weights} weights" if deployment.weights != "bf16" else f"a {deployment.kv_cache} KV cache"
         raise NotPossible(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from advisor.report.outcome import unpublished
 from advisor.types import Report
 
 _SHOWING = ("--format", "-f", "-o", "--output")
@@ -17,8 +18,7 @@ def repeat(report: Report) -> str:
 def upcoming(report: Report) -> tuple[tuple[str, str], ...]:
     """(what it does, command): the next steps after reading this report."""
     question = _arguments(report)
-    gates = [change.gate for change in report.changes]
-    if "failed" in gates:
+    if unpublished(report):
         again = _line(("apply", *question, "--out", "applied", "--resume"))
         return (("decide again with what was measured, and try the fallback", again),)
     if report.changes:

@@ -11,6 +11,7 @@ from typing import Any
 
 from advisor.report import charts, commands, evidence, sections, students, units
 from advisor.report.deployments import settings, short_deployment
+from advisor.report.outcome import headline
 from advisor.report.templating import fill
 from advisor.types import Change, Report, Step
 
@@ -51,28 +52,6 @@ def render_html(report: Report) -> str:
         "expected": expected,
     }
     return fill("report.html.j2", values)
-
-
-def headline(report: Report) -> tuple[str, str] | None:
-    """(kind, sentence) of the banner: what stands in the way, or what was done; None for a plan that is only a plan."""
-    judged = [change for change in report.changes if (change.action, change.gate) != ("measure", "not run")]
-    gates = [change.gate for change in judged]
-    only_measured = all(change.action == "measure" for change in judged)
-    if "failed" in gates and only_measured:
-        return "bad", "Measured on a server: a limit is missed, or requests got no answer."
-    if gates and only_measured and all(gate == "passed" for gate in gates):
-        return "good", "Measured on a server: every limit was kept."
-    if gates and only_measured:
-        return "bad", "Measured on a server: it cannot be told whether every limit is kept."
-    if "failed" in gates:
-        return "bad", "Applied, and a gate failed: nothing was published. What was made is kept."
-    if not report.plan.feasible:
-        return "bad", "No deployment keeps every limit. Below is the nearest one; what would have to give:"
-    if gates and all(gate == "passed" for gate in gates):
-        return "good", "Applied and measured: every gate passed."
-    if gates:
-        return "bad", "Applied in part: not every gate has passed."
-    return None
 
 
 def measured_by_rule(report: Report) -> dict[str, Change]:

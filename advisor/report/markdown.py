@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from advisor.report import commands, evidence, sections, students, units
+from advisor.report.outcome import headline
 from advisor.report.templating import fill
 from advisor.types import Report
 
@@ -30,6 +31,7 @@ def render_markdown(report: Report) -> str:
         "commands": commands,
         "code": code,
         "block": block,
+        "headline": headline(report) if report.changes else None,
         "done": {change.rule: change for change in report.changes},
     }
     page = fill("report.md.j2", values, escape=_finalize)
