@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from smollm import prompts_file, prose
 
 from advisor.executor import aiperf
 from advisor.executor.engines import Launch, Server, free_port, serving
@@ -207,10 +208,11 @@ def test_smollm2_from_a_poor_baseline_to_the_served_and_published_plan(tmp_path:
     assert planned.deployment.batching == "in-flight"
     assert planned.deployment.speculation is not None and planned.deployment.speculation.method == "ngram"
 
+    prompts = prompts_file(tmp_path / "prompts.jsonl", prose(8))  # how often n-grams guess right is measured on these first
+    few = ("--calibration", str(prompts), "--evaluation-prompts", "4", "--prompt-tokens", "48")
+    serving = ("--serve", "--engine-python", python, "--serve-seconds", "40")
     began, out = time.monotonic(), tmp_path / "served"
-    text = user.advise(
-        "apply", str(file), "--out", str(out), "--serve", "--engine-python", python, "--serve-seconds", "40", "--yes"
-    )
+    text = user.advise("apply", str(file), "--out", str(out), "--yes", *few, *serving)
     print(f"{text}\nfrom plan to verified: {time.monotonic() - began:,.0f} s")
 
     assert "Served and measured: every limit was kept." in text
