@@ -786,6 +786,32 @@ class DraftLength(Value):
     """requests in flight, over all replicas, above which it no longer gains; 0: it gains at none"""
 
 
+class Calibration(Value):
+    """What a model was calibrated on, and how like production's that is."""
+
+    source: str
+    """where the prompts are from"""
+    prompts: int
+    """that were really used"""
+    tokens: int
+    duplicates: int = 0
+    """prompts dropped as doubles or near-doubles, of all that were read"""
+    short: int = 0
+    """prompts dropped for being too short to tell anything"""
+    production: str
+    """what it is compared with"""
+    distance: float | None = None
+    """of its tokens from production's, 0 the same to 1 disjoint, beyond what chance would show"""
+    unseen_pct: float | None = None
+    """of production's tokens, those that no calibration prompt holds, percent"""
+    length_p50: int
+    length_p95: int
+    """tokens of a calibration prompt"""
+    production_p50: int | None = None
+    production_p95: int | None = None
+    """input tokens of a request of the traffic"""
+
+
 class Change(Value):
     """Something the executor did."""
 
@@ -803,6 +829,7 @@ class Change(Value):
     """what was measured with its confidence interval, before and after"""
     layers: tuple[LayerSensitivity, ...] = ()
     """sensitivity of the layers to their format, in the model's order"""
+    calibration: Calibration | None = None
     serving: tuple[Interval, ...] = ()
     """what a server gave under load: latencies, throughput and the server's own figures, beside what was predicted"""
     drafts: tuple[DraftLength, ...] = ()

@@ -16,7 +16,7 @@ import pytest
 from smollm import Silent, forced_report, needed, noise, prompts_file, prose, smollm2, tiny_llama
 
 from advisor import pipeline
-from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible
+from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible, UnknownName
 from advisor.executor import mixed_precision
 from advisor.executor.request import Request
 
@@ -162,6 +162,61 @@ def test_killed_at_random_points_and_resumed_it_publishes_the_same(tiny: Path, p
         assert done.stdout == "True\n", done.stderr
     one, two = (tmp_path / name / "checkpoint" / "model.safetensors" for name in ("calm", "out"))
     assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.slow
+@needed("lm_eval")
+def test_a_task_of_lm_eval_judges_the_exported_files(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    """A task of the user's own with local data; both scores, their loss and its interval are lm-eval's documents'."""
+    rows = [{"context": text[:200], "choices": [text[200:240], text[280:320]], "gold": 0} for text in prose(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "words.yaml").write_text(
+        f"task: next_words\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{context}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: gold\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    report = forced_report(tiny, "int8_wo", 1.0, rule=FP8)
+    goal = report.profile.goal.model_copy(update={"accuracy_metric": "task:next_words"})
+    report = report.model_copy(update={"profile": report.profile.model_copy(update={"goal": goal})})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "check_supported", lambda *_: None)
+        made, outcome = _apply(report, _request(tmp_path / "out", prompts, tasks=tmp_path, max_rounds=1))
+        with pytest.raises(UnknownName, match="next_wodrs"):
+            wrong = goal.model_copy(update={"accuracy_metric": "task:next_wodrs"})
+            profile = report.profile.model_copy(update={"goal": wrong})
+            _apply(report.model_copy(update={"profile": profile}), _request(tmp_path / "other", prompts, tasks=tmp_path))
+    assert not (tmp_path / "other.work").exists()
+    scores = {one.what: one for one in made.changes[0].accuracy if one.metric == "task:next_words (acc)"}
+    before, after = scores["original"], scores["exported files"]
+    assert before.samples == after.samples == 24 and 0 < before.value < 1
+    assert after.limit == pytest.approx(0.99 * before.value)
+    loss = 100 * (before.value - after.value) / before.value
+    assert outcome.measured["accuracy_loss_pct"] == pytest.approx(loss, abs=1e-3)
+    assert made.changes[0].gate != "passed"  # 24 documents cannot show a loss within 1 %
+
+
+@pytest.mark.slow
+def test_the_texts_of_a_trace_calibrate_and_its_lengths_cut_them(tiny: Path, tmp_path: Path) -> None:
+    rows = [{"timestamp": n, "input_length": 20, "output_length": 9} for n in range(60)]
+    trace = tmp_path / "trace.jsonl"
+
+    def apply(rows: list[dict[str, Any]], name: str, prompts: Path | None) -> Any:
+        trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        traffic, _, _ = pipeline.find_traffic(str(trace))
+        report = forced_report(tiny, "fp8", None, rule=FP8)
+        report = report.model_copy(update={"profile": report.profile.model_copy(update={"traffic": traffic})})
+        return _apply(report, _request(tmp_path / name, prompts))[0].changes[0].calibration
+
+    texts = [row | {"text": text} for row, text in zip(rows, prose(60), strict=True)]
+    with pytest.raises(InputError, match="lengths and no texts") as caught:
+        apply(rows, "out", None)
+    assert "cut to the trace's lengths" in caught.value.hint
+    own = apply(texts, "own", None)
+    assert own.source == "the trace trace.jsonl" and own.prompts == 6 and own.length_p95 == own.production_p50 == 20
+    file = prompts_file(tmp_path / "noise.jsonl", noise(30))
+    far = apply(texts, "far", file)
+    assert far.source == "noise.jsonl" and far.production == "the trace trace.jsonl" and far.distance > own.distance
+    assert "has lengths and no texts" in apply(rows, "lengths", file).production
 
 
 def test_what_cannot_be_done_is_refused_before_any_work(tiny: Path, prompts: Path, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ FOREIGN = {
     "modelopt": 1,
     "tensorrt_llm": 1,
     "jsonschema": 1,
+    "lm_eval": 1,
+    "transformers": 1,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import zlib
@@ -13,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import AdvisorError
-from advisor.executor.calibration import SHORTEST, jensen_shannon, match_lengths, read_prompts, split_prompts, token_distance
+from advisor.executor.calibration import (
+    SHORTEST,
+    describe_calibration,
+    jensen_shannon,
+    match_lengths,
+    read_prompts,
+    sample_trace,
+    split_prompts,
+    token_distance,
+)
 
 
 def tokenize(text: str) -> list[int]:
@@ -35,13 +45,49 @@ def test_text_and_messages_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", "3", '{"text": 3}', '{"messages": []}', '{"messages": [{"role": "user"}]}', '{"prompt": "x"}']
+    "line", ["{", "[]", "3", '{"text": 3}', '{"messages": []}', '{"messages": [{"role": "user"}]}', '{"prompt": 3}']
 )
 def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str) -> None:
     path = _file(tmp_path / "p.jsonl", {"text": "fine"}, line)
     with pytest.raises(AdvisorError) as caught:
         read_prompts(path, str)
     assert caught.value.where == f"{path}:2"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trace_gives_a_sample_of_its_texts_that_the_seed_decides(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "trace.jsonl"
+    rows = [{"timestamp": n, "input_length": 9, "output_length": 9, "prompt": f"prompt {n}"} for n in range(200)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    one, same, other = (sample_trace(path, str, count=50, seed=seed) for seed in (1, 1, 2))
+    assert len(set(one)) == 50 and one == same and set(one) != set(other)
+    assert list(one) == sorted(one, key=lambda text: int(text.split()[1]))
+    assert len(sample_trace(path, str)) == 200
+    later = sum(int(text.split()[1]) >= 100 for seed in range(20) for text in sample_trace(path, str, count=50, seed=seed))
+    assert 400 < later < 600  # of 1,000 draws, half from each half of the file
+
+
+def test_messages_of_a_trace_are_rendered_and_lines_without_texts_left_out(tmp_path: Path) -> None:
+    row = {"timestamp": 1, "input_length": 9, "output_length": 9}
+    path = _file(tmp_path / "t.jsonl", row, row | {"messages": [{"role": "user", "content": "hello"}]}, row | {"text": ""})
+    assert sample_trace(path, lambda messages: messages[0]["content"]) == ("hello",)
+
+
+@pytest.mark.parametrize("content", ['{"timestamp": 1, "input_length": 9, "output_length": 9}\n', "TIMESTAMP,a,b\n1,2,3\n", ""])
+def test_a_trace_of_lengths_has_no_texts(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "trace"
+    path.write_text(content)
+    assert sample_trace(path, str) == ()
+
+
+def test_how_like_production_the_calibration_is() -> None:
+    split = split_prompts(texts(60), None, tokenize, prompts=512, held_out=20, tokens=25)
+    found = describe_calibration(split.calibration, split, [10, 20, 90], tokens=25)
+    assert (found.prompts, found.tokens, found.length_p50) == (40, 1000, 25)
+    assert (found.production_p50, found.production_p95) == (20, 25)
+    far = describe_calibration([(1, 2, 3)] * 9, split, (), tokens=25)
+    assert far.distance == 1.0 and far.unseen_pct == 100.0 and far.production_p50 is None
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:

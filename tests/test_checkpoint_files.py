@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors_files import llama_tensors, write_safetensors
 from smollm import needed, tiny_llama
 
 from advisor.errors import FileProblem, ModelProblem, NotPossible
@@ -29,7 +30,7 @@ def _quantized(tiny: Path, out: Path, weights: str, **more: object):
     from advisor.executor.quantization import Scheme
 
     model = causal_model.load_model(tiny)
-    group = 32 if weights in quantization.GROUPED else None
+    group = 64 if weights in quantization.GROUPED else None
     alpha = 0.8 if weights == "int8_sq" else None
     quantization.quantize(model, Scheme(weights, alpha=alpha, group=group, **more), [TOKENS, TOKENS[::-1]])
     with torch.inference_mode():
@@ -198,6 +199,37 @@ def test_the_engines_list_decides(tmp_path: Path) -> None:
         record(quant_algo="NVFP4", kv_cache_quant_algo="NVFP4_AFFINE"), "tensorrt-llm", "1.2.1"
     )
     assert "W8A8_SQ_PER_CHANNEL" in check_engine(record(quant_algo="W8A8_SQ_PER_CHANNEL"), "vllm", "0.32.0")
+    assert check_engine(record(quant_algo="W4A16_AWQ", group_size=64), "tensorrt-llm", "1.2.1") == ""
+    assert "groups of 64" in check_engine(record(quant_algo="W4A8_AWQ", group_size=64), "tensorrt-llm", "1.2.1")
+    layers = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "W4A16_AWQ", "group_size": 32}}
+    mixed = record(quant_algo="MIXED_PRECISION", quantized_layers=layers)
+    assert "groups of 32" in check_engine(mixed, "tensorrt-llm", "1.3.0")
+
+
+def test_the_record_must_name_what_the_files_leave_wide(tmp_path: Path) -> None:
+    def export(exclude: list[str]) -> str:
+        record = {"quant_algo": "FP8", "exclude_modules": exclude}
+        (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": record}))
+        return check_engine(tmp_path, "tensorrt-llm", "1.2.1")
+
+    tensors = llama_tensors()
+    tensors |= {f"{name}_scale": ("F32", []) for name in tensors if ".mlp." in name}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    assert export(["lm_head", "model.layers.*.self_attn*"]) == ""
+    assert "8 modules, for one model.layers.0.self_attn.k_proj" in export(["lm_head"])
+    assert "wrong about 1 modules" in export(["lm_head", "model.layers.*.self_attn*", "model.layers.1.mlp.up_proj"])
+
+
+@REAL
+def test_the_group_divides_the_model_and_has_a_kernel(tiny: Path) -> None:
+    from advisor.executor.causal_model import load_skeleton
+    from advisor.executor.quantization import group_size, linear_inputs
+
+    inputs = linear_inputs(load_skeleton(tiny))
+    assert len(inputs) == 14 and set(inputs.values()) == {64, 128}
+    assert group_size(inputs) == group_size(inputs, (128, 64)) == 64
+    with pytest.raises(NotPossible, match="kernels for no other"):
+        group_size(inputs, (128,))
 
 
 @REAL

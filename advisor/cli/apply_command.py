@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     help="Measure at most so long, for each way of serving.",
     metavar="S",
 )
+@click.option(
+    "--tasks", type=click.Path(), help="Folder with lm-eval tasks of your own, for --accuracy-metric task:NAME.", metavar="DIR"
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(plan_file: str | None, overlay: str | None, policy: str | None, out: str, **options: Any) -> int:
     """Do it: quantize, measure on held-out prompts, ask the rules again until the budget is kept, serve and measure, publish.
@@ -74,7 +77,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
 
     own = (
         "calibration", "production", "draft", "resume", "yes", "auto", "max_rounds", "max_time", "seed", "calibration_prompts",
-        "evaluation_prompts", "prompt_tokens", "score_command", "log_format",
+        "evaluation_prompts", "prompt_tokens", "score_command", "tasks", "log_format",
     )  # fmt: skip
     mine = {name: options.pop(name) for name in own}
     serving = {
@@ -105,6 +108,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         held_out=mine["evaluation_prompts"],
         tokens=mine["prompt_tokens"],
         command=mine["score_command"],
+        tasks=_path(mine["tasks"]),
         arguments=tuple(sys.argv[1:]),
     )
     if mine["log_format"] == "json":

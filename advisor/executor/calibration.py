@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import heapq
+import io
 import json
 import math
 import random
@@ -15,6 +18,7 @@ from typing import Any
 
 from advisor.errors import FileProblem, InputError
 from advisor.library import read_text
+from advisor.types import Calibration
 
 LARGEST = 512 * 2**20
 SHORTEST = 8
@@ -25,7 +29,10 @@ _ALIKE = 0.7
 """share of equal word sequences from which two prompts count as the same"""
 _COMMON = 0.2
 """a word sequence in more than this share of the prompts is a template's and says nothing about one of them"""
+SAMPLED = 4096
+"""prompts drawn from a trace at most"""
 Tokenize = Callable[[str], list[int]]
+Render = Callable[[list[dict[str, str]]], str]
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,16 @@ class Split:
     """of them dropped for having fewer than SHORTEST tokens"""
     distance: float | None
     """of the calibration's tokens from production's, 0 the same to 1 disjoint; None: nothing to compare with"""
+    apart: bool = False
+    """production's prompts are others than those to calibrate on"""
+    source: str = ""
+    """where the calibration's prompts are from"""
+    production: str = ""
+    """where production's are from"""
 
 
-def read_prompts(path: Path, render: Callable[[list[dict[str, str]]], str]) -> tuple[str, ...]:
-    """The texts of a JSONL file of {"text": …} or {"messages": [{"role": …, "content": …}]} lines, in their order.
+def read_prompts(path: Path, render: Render) -> tuple[str, ...]:
+    """The texts of a JSONL file of {"text": …}, {"prompt": …} or {"messages": [{"role": …, "content": …}]} lines, in order.
 
     render: messages -> text by the model's chat template. Raises FileProblem with the line at fault.
     """
@@ -60,6 +73,55 @@ def read_prompts(path: Path, render: Callable[[list[dict[str, str]]], str]) -> t
             "there are no prompts in this file", where=str(path), hint='a line is {"text": …} or {"messages": […]}'
         )
     return tuple(found)
+
+
+def sample_trace(path: Path, render: Render, *, count: int = SAMPLED, seed: int = 0) -> tuple[str, ...]:
+    """The texts of a random sample of a request trace's lines; empty where it has lengths alone.
+
+    A trace of JSON lines, plain or gzip, may hold a text, a prompt or messages beside its lengths; CSV is not looked into.
+    Read once, in memory for the sample only. Raises FileProblem.
+    """
+    kept: list[tuple[int, int, str]] = []  # a heap: the line with the largest draw first
+    try:
+        with path.open("rb") as raw:
+            plain = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            for number, line in enumerate(io.TextIOWrapper(plain, encoding="utf-8-sig"), 1):
+                if number == 1 and not line.lstrip().startswith("{"):
+                    return ()
+                draw = -int.from_bytes(hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), "big")
+                if (len(kept) < count or draw > kept[0][0]) and line.strip() and _has_text(line):
+                    (heapq.heappush if len(kept) < count else heapq.heapreplace)(kept, (draw, number, line))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise FileProblem(f"this trace cannot be read: {error}", where=str(path), hint="check the file") from None
+    return tuple(_prompt(line, f"{path}:{number}", render) for _, number, line in sorted(kept, key=lambda one: one[1]))
+
+
+def describe_calibration(
+    calibration: Sequence[Sequence[int]], split: Split, lengths: Sequence[int], *, tokens: int, seed: int = 0
+) -> Calibration:
+    """How like production's the prompts are that a model is calibrated on: their tokens, and their lengths.
+
+    lengths: input lengths of production, tokens; tokens: what every prompt is cut to, at most.
+    """
+    production = split.evaluation + split.reserve
+    seen = _counts(calibration)
+    theirs = _counts(production)
+    total = sum(theirs.values())
+    own, wanted = sorted(map(len, calibration)), sorted(min(length, tokens) for length in lengths)
+    return Calibration(
+        source=split.source,
+        prompts=len(calibration),
+        tokens=sum(own),
+        duplicates=split.duplicates,
+        short=split.short,
+        production=split.production,
+        distance=None if (found := token_distance(calibration, production, seed=seed)) is None else round(found, 4),
+        unseen_pct=round(100 * sum(n for token, n in theirs.items() if token not in seen) / total, 2) if total else None,
+        length_p50=_quantile(own, 0.5),
+        length_p95=_quantile(own, 0.95),
+        production_p50=_quantile(wanted, 0.5) if wanted else None,
+        production_p95=_quantile(wanted, 0.95) if wanted else None,
+    )
 
 
 def split_prompts(
@@ -107,6 +169,7 @@ def split_prompts(
         duplicates=duplicates,
         short=len(kept) - len(long),
         distance=token_distance(matched[0], matched[1] + matched[2], seed=seed),
+        apart=not own,
     )
 
 
@@ -160,7 +223,19 @@ def _counts(prompts: Iterable[Sequence[int]]) -> Counter[int]:
     return found
 
 
-def _prompt(line: str, where: str, render: Callable[[list[dict[str, str]]], str]) -> str:
+def _quantile(ordered: Sequence[int], share: float) -> int:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _has_text(line: str) -> bool:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and any(value.get(key) for key in ("text", "prompt", "messages"))
+
+
+def _prompt(line: str, where: str, render: Render) -> str:
     wanted = 'a line is {"text": …} or {"messages": [{"role": …, "content": …}]}'
     try:
         value = json.loads(line)
@@ -168,8 +243,9 @@ def _prompt(line: str, where: str, render: Callable[[list[dict[str, str]]], str]
         raise FileProblem("this line is not JSON", where=where, hint=wanted) from None
     if not isinstance(value, dict):
         raise FileProblem("this line is no JSON object", where=where, hint=wanted)
-    if isinstance(value.get("text"), str):
-        return str(value["text"])
+    for key in ("text", "prompt"):
+        if isinstance(value.get(key), str):
+            return str(value[key])
     messages = value.get("messages")
     if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
         raise FileProblem("this line has neither a text nor messages with role and content", where=where, hint=wanted)

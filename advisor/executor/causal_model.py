@@ -66,10 +66,12 @@ def load_tokenizer(folder: Path) -> Any:
         ) from None
 
 
-def load_model(folder: Path) -> Any:
-    """The model in its own dtype, in evaluation mode; over all GPUs and, where these are too small, the CPU's memory.
+def load_model(folder: Path, *, whole: bool = False) -> Any:
+    """The model in its own dtype, in evaluation mode; shard by shard over all GPUs and, where these are too small, the CPU's
+    memory, by accelerate's device map.
 
-    No code of the model's repository is run. Raises ModelProblem.
+    whole: its weights are to be overwritten, which a part that accelerate has put aside does not allow: all of it on the GPUs,
+    or none. No code of the model's repository is run. Raises ModelProblem.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -77,7 +79,8 @@ def load_model(folder: Path) -> Any:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    spread = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    fits = not whole or weight_gib(folder) < 0.9 * _gpu_gib()
+    spread = {"device_map": "auto"} if torch.cuda.is_available() and fits else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True, **spread
@@ -92,6 +95,21 @@ def load_model(folder: Path) -> Any:
         model.config.architectures = [type(model).__name__]
     model.config.use_cache = False
     return model.eval()
+
+
+def load_skeleton(folder: Path) -> Any:
+    """The model's modules without their weights, in a moment. Raises ModelProblem."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelProblem(
+            f"the model is not one that transformers knows: {_first_line(error)}", where=str(folder), hint="take another model"
+        ) from None
 
 
 def chat_renderer(tokenizer: Any, where: str, *, to_answer: bool = False) -> Callable[[list[dict[str, str]]], str]:
@@ -156,9 +174,14 @@ def free_gib() -> float | None:
         used = Path("/sys/fs/cgroup/memory.current")
         if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
             free = min(free, (int(limit.read_text()) - int(used.read_text())) / 2**30)
-    if torch.cuda.is_available():
-        free = (free or 0.0) + sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / 2**30
-    return free
+    return (free or 0.0) + _gpu_gib() if torch.cuda.is_available() else free
+
+
+def _gpu_gib() -> float:
+    """Memory of all GPUs that is free now."""
+    import torch
+
+    return float(sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())) / 2**30)
 
 
 def peak_gib() -> float:

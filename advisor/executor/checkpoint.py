@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,11 @@ def tensor_places(folder: Path) -> dict[str, Path]:
 
 
 def check_engine(folder: Path, engine: str, version: str) -> str:
-    """Why this engine version does not take the checkpoint by its record, or "" when it does, as far as is known."""
+    """Why this engine version does not take the checkpoint by its record, or "" when it does, as far as is known.
+
+    Looks at the words of the formats, the sizes of the groups, and whether the modules that the record leaves out are those
+    that the files leave at 16 bits.
+    """
     record = quantization_record(folder)
     accepted = accepted_algorithms(engine, version)
     named = {str(record.get("quant_algo") or "")}
@@ -132,20 +137,48 @@ def check_engine(folder: Path, engine: str, version: str) -> str:
     unknown = sorted(name for name in named if name not in accepted)
     if unknown:
         return f"{engine} {version} does not list the format {', '.join(unknown)} (it lists {', '.join(accepted)})"
+    layers = (record.get("quantized_layers") or {}).values() if record.get("quantized_layers") else (record,)
+    for layer in layers:
+        word, size = str(layer.get("quant_algo") or ""), layer.get("group_size")
+        sizes = accepted_groups(engine, version, word)
+        if sizes is not None and size is not None and size not in sizes:
+            return f"{engine} {version} has no kernel for {word} in groups of {size} (it has {', '.join(map(str, sizes))})"
     cache = str(record.get("kv_cache_quant_algo") or "").upper()
-    known = CACHE_ALGORITHMS.get(engine, ())
-    return f"{engine} {version} does not list the cache format {cache}" if cache and cache not in known else ""
+    if cache and cache not in CACHE_ALGORITHMS.get(engine, ()):
+        return f"{engine} {version} does not list the cache format {cache}"
+    return _misnamed(folder, record) if any(folder.glob("*.safetensors")) else ""
 
 
 def accepted_algorithms(engine: str, version: str) -> tuple[str, ...]:
     """The quant_algo words that an engine version lists; TensorRT-LLM's from profiles/engines."""
-    if engine == "vllm":
-        return VLLM_ALGORITHMS
+    return VLLM_ALGORITHMS if engine == "vllm" else tuple(_engine_profile(engine, version)["quant_algos"])
+
+
+def accepted_groups(engine: str, version: str, word: str) -> tuple[int, ...] | None:
+    """The group sizes that an engine version has kernels for, largest first; None: not known, or the format has none."""
+    found = None if engine == "vllm" else _engine_profile(engine, version).get("group_sizes", {}).get(word.upper())
+    return None if found is None else tuple(found)
+
+
+def _engine_profile(engine: str, version: str) -> dict[str, Any]:
     minor = ".".join(version.split(".")[:2])
-    path = next((p for p in (PROFILES / "engines" / f"{engine}-{each}.json" for each in (version, minor)) if p.exists()), None)
-    if path is None:
-        path = PROFILES / "engines" / "tensorrt-llm-1.2.1.json"
-    return tuple(json.loads(path.read_text(encoding="utf-8"))["quant_algos"])
+    paths = [PROFILES / "engines" / f"{engine}-{each}.json" for each in (version, minor)]
+    path = next((path for path in paths if path.exists()), PROFILES / "engines" / "tensorrt-llm-1.2.1.json")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _misnamed(folder: Path, record: dict[str, Any]) -> str:
+    """Why an engine would look for scales that are not there, or not look for some that are; "" when the record is right."""
+    places = tensor_places(folder)
+    modules = {name.rpartition(".")[0] for name in places if name.endswith(".weight") and "norm" not in name}
+    scaled = {name.rpartition(".")[0] for name in places if name.endswith(".weight_scale")}
+    mixed = str(record.get("quant_algo") or "").upper() in ("MIXED_PRECISION", "")
+    named = set(record.get("quantized_layers") or ()) if mixed else {
+        name for name in modules if not any(fnmatch(name, pattern) for pattern in record.get("exclude_modules") or ())
+    }  # fmt: skip
+    wrong = sorted(name for name in modules & (named ^ scaled) if "embed" not in name)
+    return f"the record of the formats is wrong about {len(wrong)} modules, for one {wrong[0]}" if wrong else ""
 
 
 def size_mb(folder: Path) -> float:

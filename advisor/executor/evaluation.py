@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 import random
-import shlex
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from advisor.errors import InputError, NotPossible
+from advisor.errors import NotPossible
 from advisor.types import Interval
 
 METRICS = ("perplexity", "kl", "top1")
@@ -129,29 +127,6 @@ def judge(loss: tuple[float, float, float], budget_pct: float) -> Verdict:
     """passed: the whole interval is within the budget; failed: wholly above; else inconclusive."""
     _, low, high = loss
     return "passed" if high <= budget_pct else "failed" if low > budget_pct else "inconclusive"
-
-
-def run_command(command: str, checkpoint: Path, *, timeout: float) -> float:
-    """The score that a user's command prints as its last word; {checkpoint} in it is the folder to score. No shell is used.
-
-    Raises InputError: it fails, takes too long or prints no number.
-    """
-    words = [word.replace("{checkpoint}", str(checkpoint)) for word in shlex.split(command)]
-    hint = "the last word on stdout is the score; {checkpoint} stands for the folder"
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"the scoring command did not run: {error}", where=command, hint=hint) from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        raise InputError(f"the scoring command ended with status {done.returncode}: {last[:200]}", where=command, hint=hint)
-    try:
-        score = float(done.stdout.split()[-1])
-    except (IndexError, ValueError):
-        raise InputError("the scoring command printed no number", where=command, hint=hint) from None
-    if not math.isfinite(score):
-        raise InputError(f"the scoring command printed {score}", where=command, hint=hint)
-    return score
 
 
 def _logits(model: Any, sequence: tuple[int, ...]) -> Any:

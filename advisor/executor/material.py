@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advisor.errors import ModelProblem
 from advisor.executor import causal_model
-from advisor.executor.calibration import Split, read_prompts, split_prompts
+from advisor.executor.calibration import Split, read_prompts, sample_trace, split_prompts
 from advisor.executor.journal import Journal, digest, file_errors, hash_file, hash_folder
-from advisor.executor.preflight import quantizes
+from advisor.executor.preflight import quantizes, trace_of
 from advisor.executor.progress import Progress
 from advisor.executor.request import Request
 from advisor.types import Plan, Profile
@@ -51,12 +51,14 @@ def gather_material(
     progress.say("inputs", f"hashing the files of {folder}")
     hashes = hash_folder(folder)
     stats = {name: _stat(folder / name) for name in hashes}
-    files = {str(path): hash_file(path) for path in (request.calibration, request.production) if path and path.is_file()}
+    trace = trace_of(profile)
+    given = (request.calibration, request.production, trace)
+    files = {str(path): hash_file(path) for path in given if path and path.is_file()}
     _check_same(journal, request, folder, hashes, files)
     if not quantizes(plan.deployment, profile):
         return Material(folder, None, (), hashes, stats)
     lengths = tuple(pair[0] for pair in profile.traffic.lengths) or (round(profile.traffic.isl.mean),)
-    split = _split(request, folder, request.prompts or prompts or PROMPTS, lengths)
+    split = _split(request, folder, request.prompts or prompts or PROMPTS, lengths, trace)
     kind = "awq" if plan.deployment.weights in ("int4_awq", "w4a8_awq", "int4_gptq") else "max"
     longest = max(len(each) for each in (*split.calibration, *split.evaluation))
     need = causal_model.check_memory(folder, kind, vocab=profile.model.vocab, tokens=longest)
@@ -73,18 +75,20 @@ def gather_material(
     return Material(folder, split, lengths, hashes, stats)
 
 
-def _split(request: Request, folder: Path, prompts: int, lengths: tuple[int, ...]) -> Split:
-    assert request.calibration is not None
+def _split(request: Request, folder: Path, prompts: int, lengths: tuple[int, ...], trace: Path | None) -> Split:
+    """The prompts given, or those of the trace; production's are its sample, else the trace's, else the prompts given."""
     tokenizer = causal_model.load_tokenizer(folder)
 
     def tokenize(text: str) -> list[int]:
         return list(tokenizer(text, truncation=True, max_length=request.tokens)["input_ids"])
 
-    texts = read_prompts(request.calibration, causal_model.chat_renderer(tokenizer, str(request.calibration)))
-    own = None
-    if request.production is not None:
-        own = read_prompts(request.production, causal_model.chat_renderer(tokenizer, str(request.production)))
-    return split_prompts(
+    def read(path: Path) -> tuple[str, ...]:
+        return read_prompts(path, causal_model.chat_renderer(tokenizer, str(path)))
+
+    traced = sample_trace(trace, causal_model.chat_renderer(tokenizer, str(trace)), seed=request.seed) if trace else ()
+    texts = read(request.calibration) if request.calibration else traced
+    own = read(request.production) if request.production else traced if request.calibration and traced else None
+    split = split_prompts(
         texts,
         own,
         tokenize,
@@ -94,6 +98,13 @@ def _split(request: Request, folder: Path, prompts: int, lengths: tuple[int, ...
         lengths=lengths,
         seed=request.seed,
     )
+    source = request.calibration.name if request.calibration else f"the trace {trace.name}" if trace else ""
+    production = "the prompts that are not calibrated on"
+    if own is not None:
+        production = request.production.name if request.production else f"the trace {trace.name}" if trace else ""
+    elif trace and not traced:
+        production += f" (the trace {trace.name} has lengths and no texts)"
+    return replace(split, source=source, production=production)
 
 
 def _check_same(journal: Journal, request: Request, folder: Path, hashes: dict[str, str], prompts: dict[str, str]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from advisor.errors import FileProblem, InputError, NoPlanFits, NotPossible
-from advisor.executor import causal_model, evaluation
-from advisor.executor.checkpoint import CACHE_ALGORITHMS, RENAMED, accepted_algorithms
-from advisor.executor.quantization import refuse_impossible
+from advisor.executor import causal_model, evaluation, tasks
+from advisor.executor.calibration import sample_trace
+from advisor.executor.checkpoint import CACHE_ALGORITHMS, RENAMED, accepted_algorithms, accepted_groups
+from advisor.executor.quantization import GROUPED, group_size, linear_inputs, refuse_impossible
 from advisor.executor.request import Request
 from advisor.executor.speculation import check_order, order_of
 from advisor.types import Deployment, Plan, Profile
@@ -37,15 +38,25 @@ def check_request(request: Request, profile: Profile, plan: Plan) -> Path:
     if quantizes(plan.deployment, profile):
         causal_model.require_libraries()
         causal_model.check_folder(folder)
-        _check_metric(request, profile.goal.accuracy_metric)
         _check_formats(plan.deployment, profile)
-        if request.calibration is None:
-            raise InputError(
-                "the plan quantizes, and there is nothing to calibrate on",
-                where="--calibration",
-                hint="give a JSONL file of prompts",
-            )
+        group_of(plan.deployment, profile, folder)
+        _check_prompts(request, trace_of(profile))
+        _check_metric(request, profile.goal.accuracy_metric)
     return folder
+
+
+def group_of(deployment: Deployment, profile: Profile, folder: Path) -> int | None:
+    """The group size of a plan's weights; None: its format has none. Raises NotPossible when the model's widths allow none."""
+    if deployment.weights not in GROUPED:
+        return None
+    sizes = accepted_groups(profile.engine.name, profile.engine.version, WRITES[deployment.weights])
+    return group_size(linear_inputs(causal_model.load_skeleton(folder)), sizes)
+
+
+def trace_of(profile: Profile) -> Path | None:
+    """The file of the request trace that the traffic was read from; None: from something else."""
+    path = Path(profile.traffic.name)
+    return path if path.is_file() else None
 
 
 def quantizes(deployment: Deployment, profile: Profile) -> bool:
@@ -68,6 +79,16 @@ def _check_folders(request: Request) -> None:
         raise FileProblem("the folder to publish into has no parent", where=str(request.out.parent), hint="make it first")
 
 
+def _check_prompts(request: Request, trace: Path | None) -> None:
+    if request.calibration is None and (trace is None or not sample_trace(trace, str, count=1)):
+        raise InputError(
+            "the plan quantizes, and there is nothing to calibrate on"
+            + (": the trace has lengths and no texts" if trace else ""),
+            where=str(trace or "--calibration"),
+            hint="give a JSONL file of prompts with --calibration" + ("; they are cut to the trace's lengths" if trace else ""),
+        )
+
+
 def _check_metric(request: Request, metric: str) -> None:
     if metric == "command":
         if not request.command:
@@ -76,11 +97,13 @@ def _check_metric(request: Request, metric: str) -> None:
                 where="--score-command",
                 hint="for example 'python score.py {checkpoint}'",
             )
+    elif metric.startswith("task:"):
+        tasks.check_task(metric.removeprefix("task:"), request.tasks)
     elif metric not in evaluation.METRICS:
         raise NotPossible(
             f"{metric} is not measured by this program",
             where="--accuracy-metric",
-            hint=f"{', '.join(evaluation.METRICS)}, or command with a script of yours that runs the task",
+            hint=f"{', '.join(evaluation.METRICS)}, task:NAME, or command with a script of yours",
         )
 
 

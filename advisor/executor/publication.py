@@ -17,7 +17,7 @@ from advisor.executor.journal import Journal, file_errors, hash_folder, sync_and
 from advisor.executor.request import Outcome, Pages, Request
 from advisor.executor.site import CHECKPOINT
 from advisor.executor.trial import Trial
-from advisor.types import Change, Scalar
+from advisor.types import Calibration, Change, Scalar
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -121,8 +121,9 @@ def model_card(trial: Trial, changes: tuple[Change, ...], inputs: Mapping[str, A
         "## How it was made",
         "",
         f"- scheme: {trial.scheme.name}",
-        *[f"- {name} {record.get(name)}" for name in ("quant_algo", "kv_cache_quant_algo", "group_size")],
+        *[f"- {name} {record[name]}" for name in ("quant_algo", "kv_cache_quant_algo", "group_size") if record.get(name)],
         *[f"- {line}" for line in last.detail.splitlines()],
+        *_calibrated(last.calibration),
         f"- seed {request.seed}; {versions}",
         f"- command: `{command}`",
         "- made from:",
@@ -139,6 +140,16 @@ def model_card(trial: Trial, changes: tuple[Change, ...], inputs: Mapping[str, A
         "",
     ]
     return "\n".join(lines)
+
+
+def _calibrated(found: Calibration | None) -> list[str]:
+    if found is None:
+        return []
+    distance = "not known" if found.distance is None else f"{found.distance:.2f} (0 the same tokens, 1 disjoint)"
+    return [
+        f"- calibrated on {found.prompts} prompts of {found.source}, {found.tokens} tokens; distance from {found.production} "
+        + distance
+    ]
 
 
 def _copy_checkpoint(trial: Trial, model: Path | None, target: Path) -> None:

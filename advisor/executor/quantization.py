@@ -108,15 +108,20 @@ def linear_inputs(model: Any) -> dict[str, int]:
     return {name: width for name, width in found.items() if "lm_head" not in name}
 
 
-def group_size(inputs: dict[str, int]) -> int:
-    """The largest group of weights with one scale that divides every layer's input. Raises NotPossible when none does."""
-    for size in GROUP_SIZES:
+def group_size(inputs: dict[str, int], accepted: tuple[int, ...] | None = None) -> int:
+    """The largest group of weights with one scale that divides every layer's input and that the engine has a kernel for.
+
+    accepted: the engine's sizes, largest first; None: not known. Raises NotPossible when none does.
+    """
+    sizes = accepted or GROUP_SIZES
+    for size in sizes:
         if inputs and all(width % size == 0 for width in inputs.values()):
             return size
-    odd = {name: width for name, width in inputs.items() if width % GROUP_SIZES[-1]}
+    odd = {name: width for name, width in inputs.items() if width % sizes[-1]}
     first = next(iter(odd.items()), ("no linear layer", 0))
     raise NotPossible(
-        f"no group size of {', '.join(map(str, GROUP_SIZES))} divides every layer's input",
+        f"no group size of {', '.join(map(str, sizes))} divides every layer's input"
+        + (", and the engine has kernels for no other" if accepted else ""),
         where=f"{first[0]}: {first[1]} inputs",
         hint="ModelOpt's INT4 export has no partial groups: plan for an 8-bit format",
     )

@@ -17,7 +17,6 @@ def recalibrate(run: Run, remedy: Remedy) -> str | None:
     if not fresh:
         run.skip(remedy, "not run: every production prompt that is not held out was calibrated on already")
         return None
-    own = run.request.production is None
-    run.calibration = (*run.calibration, *fresh)[:wanted] if own else fresh[:wanted]
+    run.calibration = fresh[:wanted] if run.split.apart else (*run.calibration, *fresh)[:wanted]
     run.note_calibration()
     return run.attempt(remedy.rule, "recalibrate", run.tuned(run.scheme))

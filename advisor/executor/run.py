@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from advisor.errors import InputError
-from advisor.executor import causal_model, evaluation, quantization
-from advisor.executor.calibration import token_distance
+from advisor.executor import checkpoint, evaluation
+from advisor.executor.calibration import describe_calibration
 from advisor.executor.evaluation import Block
 from advisor.executor.material import Material
+from advisor.executor.preflight import group_of
 from advisor.executor.progress import Progress
-from advisor.executor.quantization import GROUPED, Scheme, Sensitivities
+from advisor.executor.quantization import Scheme, Sensitivities
 from advisor.executor.request import Remedy, Request
+from advisor.executor.scoring import Loss, measure_score, scored
 from advisor.executor.trial import Bench, Trial
-from advisor.types import Change, Plan, Profile, Scalar
+from advisor.types import Calibration, Change, Interval, Plan, Profile, Scalar
 
 ALPHAS = (0.7, 0.8, 0.9)
 
@@ -26,7 +27,7 @@ class Run:
         self, request: Request, profile: Profile, plan: Plan, material: Material, bench: Bench, progress: Progress
     ) -> None:
         self.request, self.plan, self.bench, self.progress = request, plan, bench, progress
-        self.goal = profile.goal
+        self.profile, self.goal = profile, profile.goal
         self.metric = self.goal.accuracy_metric if self.goal.accuracy_metric in evaluation.METRICS else "perplexity"
         self.split = material.split
         self.calibration = material.split.calibration if material.split else ()
@@ -43,7 +44,7 @@ class Run:
         self.found: Sensitivities | None = None
         memory = plan.expected.memory_gib
         self.growth = (memory.capacity - memory.total + memory.weights) / memory.weights if memory.weights else 1.0
-        self.original_score: float | None = None
+        self.described: Calibration | None = None
 
     def begin(self, parameters: dict[str, object]) -> str:
         """The first round: quantize as the plan says. parameters: of the rule that chose the weights' format."""
@@ -52,9 +53,7 @@ class Run:
         rule = next((step.rule for step in self.plan.steps if "weights" in step.changes), None) or next(
             (step.rule for step in self.plan.steps if "kv_cache" in step.changes), "plan"
         )
-        model = causal_model.load_model(self.bench.model)
-        group = quantization.group_size(quantization.linear_inputs(model)) if deployment.weights in GROUPED else None
-        del model
+        group = group_of(deployment, self.profile, self.bench.model)
         self.scheme = Scheme(deployment.weights, deployment.kv_cache, deployment.keep_high_precision, group=group)
         self.facts |= {"scheme": deployment.weights, "recalibrated": False, "mixed_precision_tried": False, "qat_tried": False}
         self.note_calibration()
@@ -69,10 +68,10 @@ class Run:
         if not self.trials:
             return "Nothing was to be quantized; the checkpoint is served as it is."
         trial, loss = self.trials[-1]
-        budget = self.goal.accuracy_budget_pct
+        budget, metric = self.goal.accuracy_budget_pct, self.goal.accuracy_metric
         limit = "no budget was set" if budget is None else f"the budget is {budget:g} %"
         word = "published" if passed else "not published"
-        return f"{trial.scheme.name}: loss of {loss:.2f} % on {self.metric} of the exported files; {limit}; {word}."
+        return f"{trial.scheme.name}: loss of {loss:.2f} % on {metric} of the exported files; {limit}; {word}."
 
     def tuned(self, scheme: Scheme) -> Scheme:
         """The scheme with the strength that suits the calibration prompts, where it has one."""
@@ -93,50 +92,45 @@ class Run:
         self.bench.original(held_out)
         trial = self.bench.run(name, scheme, self.calibration, held_out)
         blocks = self.bench.measure(name, trial, held_out)
-        loss, verdict = self._judge(blocks, trial)
-        if verdict == "inconclusive" and len(held_out) < len(self.split.evaluation):
+        loss, verdict, scores = self._judge(name, blocks, trial)
+        more = verdict == "inconclusive" and len(held_out) < len(self.split.evaluation)
+        if more and not scored(self.goal.accuracy_metric):
             self.progress.say(
                 "noise", f"{name}: within the noise; all {len(self.split.evaluation)} held-out prompts are measured"
             )
             held_out = self.split.evaluation
             self.bench.original(held_out)
             blocks = self.bench.measure(name, trial, held_out)
-            loss, verdict = self._judge(blocks, trial)
+            loss, verdict, scores = self._judge(name, blocks, trial)
+        refusal = checkpoint.check_engine(trial.folder, self.profile.engine.name, self.profile.engine.version)
+        verdict = "failed" if refusal else verdict
         before = dict(self.facts)
         self.facts |= {"accuracy_loss_pct": round(loss[0], 4), "accuracy_inconclusive": verdict == "inconclusive"}
         self.trials.append((trial, loss[0]))
         in_memory = evaluation.loss_pct(trial.in_memory, self.metric, self.request.seed)[0]
         self.worst, self.beyond = loss[2], max(1.0, loss[2] / in_memory) if in_memory > 0 else 1.0
-        self.changes.append(self._change(rule, action, trial, blocks, verdict, before, time.monotonic() - began, loss))
+        change = self._change(rule, action, trial, blocks, verdict, before, time.monotonic() - began, loss)
+        detail = f"{change.detail}\nFailed whatever its loss: {refusal}." if refusal else change.detail
+        self.changes.append(change.model_copy(update={"accuracy": (*change.accuracy, *scores), "detail": detail}))
         self.progress.say("gate", f"{name}: {self.changes[-1].detail.splitlines()[0]}", verdict=verdict, loss_pct=loss[0])
         return "passed" if verdict in ("passed", "no budget") else verdict
 
-    def _judge(self, blocks: Sequence[Block], trial: Trial) -> tuple[tuple[float, float, float], str]:
-        budget = self.goal.accuracy_budget_pct
-        if self.goal.accuracy_metric == "command":
-            assert self.request.command is not None
-            if self.original_score is None:
-                self.original_score = evaluation.run_command(
-                    self.request.command, self.bench.model, timeout=self.request.command_seconds
-                )
-            score = evaluation.run_command(self.request.command, trial.folder, timeout=self.request.command_seconds)
-            if not self.original_score:
-                raise InputError(
-                    "the unquantized model scores 0: no loss can be told",
-                    where=self.request.command,
-                    hint="choose another score",
-                )
-            lost = 100 * (self.original_score - score) / abs(self.original_score)
-            return (lost, lost, lost), "no budget" if budget is None else evaluation.judge((lost, lost, lost), budget)
-        loss = evaluation.loss_pct(blocks, self.metric, self.request.seed)
-        return loss, "no budget" if budget is None else evaluation.judge(loss, budget)
+    def _judge(self, name: str, blocks: Sequence[Block], trial: Trial) -> tuple[Loss, str, tuple[Interval, ...]]:
+        """The loss, the verdict, and the scores where the metric is one."""
+        budget, metric = self.goal.accuracy_budget_pct, self.goal.accuracy_metric
+        scores: tuple[Interval, ...] = ()
+        if scored(metric):
+            loss, scores = measure_score(self.bench, self.request, metric, name, trial, budget)
+        else:
+            loss = evaluation.loss_pct(blocks, self.metric, self.request.seed)
+        return loss, "no budget" if budget is None else evaluation.judge(loss, budget), scores
 
     def _change(
         self, rule: str, action: str, trial: Trial, blocks: Sequence[Block], verdict: str, before: dict[str, Scalar],
         seconds: float, loss: tuple[float, float, float],
     ) -> Change:  # fmt: skip
         budget, seed = self.goal.accuracy_budget_pct, self.request.seed
-        limit_on = "" if self.goal.accuracy_metric == "command" else self.metric
+        limit_on = "" if scored(self.goal.accuracy_metric) else self.metric
         shipped = evaluation.measure(blocks, "exported files", limit_on=limit_on, budget_pct=budget, seed=seed)
         simulated = evaluation.measure(trial.in_memory, "in memory, before the export", limit_on="", budget_pct=None, seed=seed)
         if len(trial.in_memory) != len(blocks):
@@ -146,30 +140,31 @@ class Run:
             "no accuracy budget was set: measured, not judged" if budget is None else f"{verdict}: the budget is {budget:g} %"
         )
         parts = ", ".join(f"{part} {took:.0f} s" for part, took in trial.seconds.items())
-        distance = self.facts.get("calibration_distance")
-        near = "not known" if not isinstance(distance, float) else f"{distance:.2f} (0 the same tokens, 1 disjoint)"
+        mixed = action == "mixed_precision" and self.found is not None
+        bits = f", {self.found.bits:.2f} effective bits" if mixed and self.found else ""
         detail = [
             f"loss of {loss[0]:.2f} % on {self.goal.accuracy_metric} (95 % between {loss[1]:.2f} and {loss[2]:.2f}); {limit}",
-            f"{trial.scheme.name}: {trial.size_mb:.1f} MB, peak memory {trial.peak_gib:.2f} GiB, {parts}",
-            f"calibrated on {len(self.calibration)} prompts; distance from production {near}",
+            f"{trial.scheme.name}{bits}: {trial.size_mb:.1f} MB, peak memory {trial.peak_gib:.2f} GiB, {parts}",
         ]
         gate = {"passed": "passed", "failed": "failed", "inconclusive": "inconclusive", "no budget": "not run"}[verdict]
         return Change.model_validate(
             {
                 "rule": rule, "action": action, "artifact": str(trial.folder), "seconds": round(seconds, 1), "before": before,
-                "after": dict(self.facts), "gate": gate, "detail": "\n".join(detail),
+                "after": dict(self.facts), "gate": gate, "detail": "\n".join(f"{line}." for line in detail),
                 "accuracy": (evaluation.measure_original(blocks), *simulated, *shipped),
-                "layers": self.found.layers if action == "mixed_precision" and self.found else (),
+                "calibration": self.described,
+                "layers": self.found.layers if mixed and self.found else (),
             }
         )  # fmt: skip
 
     def note_calibration(self) -> None:
         assert self.split is not None
-        production = self.split.evaluation + self.split.reserve
-        distance = token_distance(self.calibration, production, seed=self.request.seed)
+        self.described = describe_calibration(
+            self.calibration, self.split, self.lengths, tokens=self.request.tokens, seed=self.request.seed
+        )
         self.facts |= {"calibration_prompts": len(self.calibration)}
-        if distance is not None:
-            self.facts["calibration_distance"] = round(distance, 4)
+        if self.described.distance is not None:
+            self.facts["calibration_distance"] = self.described.distance
 
     def skip(self, remedy: Remedy, why: str) -> None:
         self.refused.add(remedy.rule)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import NotPossible
-from advisor.executor import causal_model, checkpoint, evaluation, quantization
+from advisor.executor import causal_model, checkpoint, evaluation, quantization, tasks
 from advisor.executor.evaluation import Block
-from advisor.executor.journal import Journal, digest, file_errors
+from advisor.executor.journal import Journal, digest, file_errors, hash_folder
 from advisor.executor.progress import Progress
 from advisor.executor.quantization import Scheme, Sensitivities
+from advisor.executor.tasks import Scores
 from advisor.types import LayerSensitivity
 
 SELECTION = 8
@@ -111,7 +112,7 @@ class Bench:
         """The exported files, decoded by our own reader, against the unquantized model on the held-out prompts."""
 
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
-            model = checkpoint.load_exported(self._fresh(), trial.folder)
+            model = checkpoint.load_exported(self._fresh(whole=True), trial.folder)
             blocks = self._compare(model, held_out, f"{name}: the exported files")
             return {"blocks": [block.plain() for block in blocks]}, ()
 
@@ -126,6 +127,25 @@ class Bench:
         with memory_errors():
             value, _ = self.journal.do(f"{name}/measure-{len(held_out)}", inputs, make)
         return tuple(Block(**block) for block in value["blocks"])
+
+    def score(self, name: str, task: str, folder: Path | None, trial: Trial | None) -> Scores:
+        """What a trial's exported files score on a task of lm-eval; without a trial, the unquantized model."""
+
+        def make() -> dict[str, Any]:
+            model = self._fresh() if trial is None else checkpoint.load_exported(self._fresh(whole=True), trial.folder)
+            self.progress.say("task", f"{name}: {'the unquantized model' if trial is None else 'the exported files'} on {task}")
+            return tasks.score(model, causal_model.load_tokenizer(self.model), task, folder).plain()
+
+        inputs = {"task": task, "own": hash_folder(folder) if folder else {}, "seed": self.seed}
+        if trial is None:
+            return Scores(**self.keep("original/task", inputs, make))
+        return Scores(**self.keep(f"{name}/task", inputs | {"trial": self.journal.events_key(f"{name}/quantize")}, make))
+
+    def keep(self, stage: str, inputs: dict[str, Any], make: Callable[[], Any]) -> Any:
+        """What `make` gives (plain data), computed once for the same inputs."""
+        with memory_errors():
+            value, _ = self.journal.do(stage, inputs, lambda: ({"kept": make()}, ()))
+        return value["kept"]
 
     def choose_alpha(self, name: str, scheme: Scheme, calibration: Sequences, alphas: Sequence[float]) -> Scheme:
         """SmoothQuant's strength: the one that is least off on some of the calibration prompts."""
@@ -194,7 +214,7 @@ class Bench:
     def _quantized(self, scheme: Scheme, calibration: Sequences, name: str) -> tuple[Any, float]:
         model = self._fresh()
         began = time.monotonic()
-        tick = self.progress.track(f"{name}: calibrating {scheme.weights}", len(calibration))
+        tick = self.progress.track(f"{name}: calibrating {scheme.name}", len(calibration))
         quantization.quantize(model, scheme, calibration, tick)
         return model, began
 
@@ -206,9 +226,9 @@ class Bench:
             tick(done)
         return found
 
-    def _fresh(self) -> Any:
+    def _fresh(self, *, whole: bool = False) -> Any:
         causal_model.set_seed(self.seed)
-        return causal_model.load_model(self.model)
+        return causal_model.load_model(self.model, whole=whole)
 
     def _logits(self, sequence: tuple[int, ...]) -> Path:
         return self.journal.folder / "original" / f"{digest(sequence)[:16]}.safetensors"
