@@ -496,6 +496,19 @@ def test_vllm_s_command(tmp_path):
     assert kinds == ["Deployment", "Service"]
 
 
+@pytest.mark.parametrize(("engine", "version"), [("vllm", "0.32.0"), ("tensorrt-llm", "1.3.0")])
+def test_a_draft_in_a_folder_is_mounted_into_the_pod(engine, version):
+    made = plan(speculation=Speculation(method="draft", draft_len=3, draft_model="/home/me/draft"))
+    files = write_serving(made, profile(engine=engine, version=version))
+    assert "/home/me/draft" in files["serve.sh"] + files.get("trtllm.yaml", "")
+    text = files["kubernetes.yaml"]
+    assert "/home/me" not in text and "/models/draft" in text and "the draft model in its folder draft" in text
+    [deployment] = [document for document in yaml.safe_load_all(text) if document["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert "/models" in {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert any("persistentVolumeClaim" in volume for volume in pod["volumes"])
+
+
 def test_attention_dp_is_data_parallelism_there():
     made, _ = PLANS["MoE"]
     text = write_serving(made, profile(engine="vllm", version="0.11.0", moe=MOE))["serve.sh"]

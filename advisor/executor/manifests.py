@@ -13,16 +13,27 @@ from typing import Any
 
 from advisor.executor.settings import comment, yaml_text
 from advisor.executor.site import CHECKPOINT, PORT, Site
+from advisor.types import Plan
 
 SSH_PORT = 2222
 CONFIG_FOLDER = "/etc/serving"
 MODEL_FOLDER = "/models/" + CHECKPOINT
+DRAFT_FOLDER = "/models/draft"
 _START_MINUTES = 60
 
 
 def model_in_pod(site: Site) -> str:
     """Where a container finds the model: the hub id, or the folder of the mounted volume."""
     return MODEL_FOLDER if site.local else site.model
+
+
+def plan_in_pod(plan: Plan, site: Site) -> Plan:
+    """A plan with its draft model where a container finds it: the hub id, or a folder of the mounted volume."""
+    speculation = plan.deployment.speculation
+    if not site.local_draft or speculation is None:
+        return plan
+    moved = plan.deployment.model_copy(update={"speculation": speculation.model_copy(update={"draft_model": DRAFT_FOLDER})})
+    return plan.model_copy(update={"deployment": moved})
 
 
 def kubernetes(site: Site, image: str, command: Sequence[str], files: Mapping[str, str], head: Sequence[str]) -> str:
@@ -123,8 +134,12 @@ def _document(documents: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> s
 
 
 def _needs(site: Site) -> list[str]:
-    where = f"a PersistentVolumeClaim {site.slug} with the checkpoint in its folder {CHECKPOINT}, readable from every node"
-    return [f"needs: {where}" if site.local else "needs: for a gated model, a Secret hf-token-secret with HF_TOKEN"]
+    folders = [f"the checkpoint in its folder {CHECKPOINT}"] if site.local else []
+    folders += ["the draft model in its folder draft"] if site.local_draft else []
+    needs = [] if site.local else ["needs: for a gated model, a Secret hf-token-secret with HF_TOKEN"]
+    if folders:
+        needs.append(f"needs: a PersistentVolumeClaim {site.slug} with {' and '.join(folders)}, readable from every node")
+    return needs
 
 
 def _config_map(site: Site, files: Mapping[str, str]) -> dict[str, Any]:
@@ -135,7 +150,7 @@ def _volumes(site: Site, files: bool) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
     if files:
         volumes.append({"name": "engine", "configMap": {"name": f"{site.slug}-engine"}})
-    if site.local:
+    if site.local or site.local_draft:
         volumes.append({"name": "models", "persistentVolumeClaim": {"claimName": site.slug, "readOnly": True}})
     return volumes
 
@@ -144,7 +159,7 @@ def _mounts(site: Site, files: bool) -> list[dict[str, Any]]:
     mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
     if files:
         mounts.append({"name": "engine", "mountPath": CONFIG_FOLDER, "readOnly": True})
-    if site.local:
+    if site.local or site.local_draft:
         mounts.append({"name": "models", "mountPath": "/models", "readOnly": True})
     return mounts
 

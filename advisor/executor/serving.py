@@ -43,7 +43,9 @@ def _trtllm_files(plan: Plan, profile: Profile, site: Site) -> dict[str, str]:
     config = trtllm.options_file(plan, profile, site)
     in_pod = trtllm.serve_arguments(profile, site, host="0.0.0.0", config=f"{manifests.CONFIG_FOLDER}/{trtllm.CONFIG}")
     in_pod[1] = manifests.model_in_pod(site)
-    texts = {trtllm.CONFIG: config}
+    texts = {
+        trtllm.CONFIG: trtllm.options_file(manifests.plan_in_pod(plan, site), profile, site) if site.local_draft else config
+    }
     on_slurm = trtllm.quoted(trtllm.serve_arguments(profile, site, host="0.0.0.0"))
     files = {
         trtllm.CONFIG: config,
@@ -78,7 +80,8 @@ def _vllm_files(plan: Plan, profile: Profile, site: Site) -> dict[str, str]:
     head = [*_head(plan, profile, site), *vllm.notes(plan, profile.engine)]
     head += [f"{group[0]}: {why[group[0]]}" for group in groups if group[0] in why]
     command = [part for group in groups for part in group]
-    in_pod = [part for group in vllm.serve_arguments(plan, profile, site, host="0.0.0.0") for part in group]
+    there = manifests.plan_in_pod(plan, site)
+    in_pod = [part for group in vllm.serve_arguments(there, profile, site, host="0.0.0.0") for part in group]
     in_pod[2] = manifests.model_in_pod(site)
     image = f"{VLLM_IMAGE}:v{profile.engine.version}"
     return {"kubernetes.yaml": manifests.kubernetes(site, image, in_pod, {}, head), "serve.sh": _script(site, head, command)}

@@ -12,6 +12,8 @@ from advisor.types import Deployment, Plan, Profile
 
 CHECKPOINT = "checkpoint"
 """the folder beside the serving files that `advise apply` puts a quantized checkpoint into"""
+FOLDERS = ("/", "./", "../")
+"""how a folder begins, as no hub id does"""
 HOST = "127.0.0.1"
 PORT = 8000
 
@@ -36,6 +38,8 @@ class Site:
     gpus_per_node: int
     """GPUs that one replica uses on a node"""
     replicas: int
+    local_draft: bool = False
+    """the plan speculates with a draft model in a folder"""
 
     @property
     def spans_nodes(self) -> bool:
@@ -59,16 +63,18 @@ def site_of(plan: Plan, profile: Profile, *, made: bool = False) -> Site:
         )
     name = model.name if model.folder is None else re.split(r"[/\\]", model.folder.rstrip("/\\"))[-1] or model.name
     found = _checkpoint(plan, profile, made)
+    draft = deployment.speculation.draft_model if deployment.speculation is not None else None
     return Site(
         model=found[0],
         model_note=found[1],
-        local=found[0].startswith(("/", "./", "../")),
+        local=found[0].startswith(FOLDERS),
         served_name=name,
         slug=_slug(name),
         ranks=ranks,
         nodes=nodes,
         gpus_per_node=ranks // nodes,
         replicas=deployment.replicas,
+        local_draft=draft is not None and draft.startswith(FOLDERS),
     )
 
 

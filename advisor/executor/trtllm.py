@@ -99,14 +99,17 @@ def python_snippet(plan: Plan, profile: Profile, site: Site) -> str:
     """The same arguments for the Python LLM API."""
     version = known_version(profile.engine.version)
     lines, classes = [], set()
-    for key, value in plain(llm_options(plan, profile)).items():
-        if isinstance(value, Mapping):
-            name = class_of(version, key, value)
-            classes.add(name)
-            fields = ", ".join(f"{field}={inner!r}" for field, inner in value.items() if field != "decoding_type")
-            lines.append(f"        {key}={name}({fields}),")
-        else:
-            lines.append(f"        {key}={value!r},")
+    for key, entry in llm_options(plan, profile).items():
+        if isinstance(entry, Setting):
+            lines.append(f"        {key}={entry.value!r},  # {comment(entry.why)}")
+            continue
+        name = class_of(version, key, plain(entry))
+        classes.add(name)
+        lines.append(f"        {key}={name}(")
+        for field, inner in entry.items():
+            if field != "decoding_type" and isinstance(inner, Setting):  # it is in the class's name
+                lines.append(f"            {field}={inner.value!r},  # {comment(inner.why)}")
+        lines.append("        ),")
     return "\n".join(
         [
             f"# TensorRT-LLM {comment(profile.engine.version)}, Python LLM API: the arguments of {CONFIG}",
