@@ -23,6 +23,7 @@ from advisor.types import (
     Profile,
     Report,
     Scalar,
+    SecondOpinion,
     Traffic,
 )
 
@@ -138,13 +139,14 @@ def advise(
     policy: Policy | str | Path | None = None,
     command: tuple[str, ...] = (),
     grid: bool = False,
+    second_opinion: bool = False,
 ) -> Report:
     """Judge a profile by the rules and plan what to do: a pure function of its arguments and the rules.
 
     overlay: an organisation's folder of rules. policy: what may be planned, a value or its file. command: the arguments
     that asked, for the report to repeat. grid: estimate the plan and its neighbours over a lattice of loads too, for the
-    page's sliders.
-    Raises RuleProblem, PolicyProblem, NotPossible, NoPlanFits (the policy leaves no way to serve).
+    page's sliders. second_opinion: ask measured per-operation data too, of the baseline and the plan.
+    Raises RuleProblem, PolicyProblem, NotPossible, NoPlanFits (the policy leaves no way to serve), MissingExtra.
     """
     from advisor.library import RULES, fingerprint
     from advisor.reasoner.diagnosis import diagnose
@@ -172,7 +174,18 @@ def advise(
         roofline=draw_roofline(profile, made),
         grid=lay_out_grid(profile, made) if grid else None,
         policy=allowed,
+        second_opinions=_second_opinions(profile, made) if second_opinion else (),
     )
+
+
+def _second_opinions(profile: Profile, plan: Plan) -> tuple[SecondOpinion, ...]:
+    """Of the baseline and of the plan."""
+    from advisor.estimator.opinion import second_opinion
+    from advisor.reasoner.baseline import load_of
+
+    model, gpu, load, engine = profile.model, profile.gpu, load_of(profile.traffic), profile.engine
+    shown = (("baseline", plan.baseline_deployment, plan.baseline), ("plan", plan.deployment, plan.expected))
+    return tuple(second_opinion(label, model, gpu, way, load, engine, ours) for label, way, ours in shown)
 
 
 def known_model(name: str) -> Model | None:

@@ -946,6 +946,30 @@ class Policy(Value):
     """key ("deployment.weights", "forbid qat/*") -> line of the file"""
 
 
+class SecondFigure(Value):
+    """One figure by both estimators."""
+
+    metric: str
+    """a field of Estimate"""
+    ours: float
+    silicon: float
+    difference_pct: float
+    """silicon against ours"""
+
+
+class SecondOpinion(Value):
+    """What NVIDIA's measured per-operation data say of a deployment that we estimated (`--estimator silicon`)."""
+
+    label: str
+    """baseline, or plan"""
+    figures: tuple[SecondFigure, ...] = ()
+    """basis silicon; empty: no answer"""
+    source: str = ""
+    """whose tables"""
+    reason: str = ""
+    """why there is no answer"""
+
+
 class Report(Value):
     """Everything: what `advise --format json` prints and `advise report` shows."""
 
@@ -963,6 +987,8 @@ class Report(Value):
     roofline: tuple[RooflinePoint, ...] = ()
     policy: Policy | None = None
     """what was allowed; None: no policy was given"""
+    second_opinions: tuple[SecondOpinion, ...] = ()
+    """of the baseline and the plan; empty: not asked for"""
 
 
 class Answer(Value):

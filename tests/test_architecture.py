@@ -48,6 +48,7 @@ ALLOWED = {
     "": FOUNDATION | {"pipeline", "prediction", "freshness"},
 }
 FOREIGN = {
+    "aiconfigurator_core": 1,
     "pynvml": 1,
     "huggingface_hub": 1,
     "jinja2": 1,

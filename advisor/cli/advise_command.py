@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advisor.cli import Commands, _show_version
-from advisor.cli.options import FORMATS, can_show, gather, output_option, policy_option, question, rules_option, show
+from advisor.cli.options import (
+    FORMATS,
+    can_show,
+    estimator_option,
+    gather,
+    output_option,
+    policy_option,
+    question,
+    rules_option,
+    show,
+)
 
 if TYPE_CHECKING:
     from advisor.report.rendering import Format
@@ -19,11 +29,14 @@ if TYPE_CHECKING:
 @question
 @rules_option
 @policy_option
+@estimator_option
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
 @output_option
 @click.option("--grid", "with_grid", is_flag=True, help="Estimates over many loads, for the page's sliders (HTML has them).")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
-def command(overlay: str | None, policy: str | None, form: Format, output: str | None, with_grid: bool, **options: Any) -> int:
+def command(
+    overlay: str | None, policy: str | None, estimator: str, form: Format, output: str | None, with_grid: bool, **options: Any
+) -> int:
     """Look at a GPU, a model and its traffic, and say which inference optimizations to use, in which order, and why.
 
     \b
@@ -42,8 +55,14 @@ def command(overlay: str | None, policy: str | None, form: Format, output: str |
     from advisor import pipeline
     from advisor.report.rendering import render
 
-    grid = form == "html" or with_grid
-    report = pipeline.advise(gather(options), overlay=overlay, policy=policy, command=tuple(sys.argv[1:]), grid=grid)
+    report = pipeline.advise(
+        gather(options),
+        overlay=overlay,
+        policy=policy,
+        command=tuple(sys.argv[1:]),
+        grid=form == "html" or with_grid,
+        second_opinion=estimator == "silicon",
+    )
     to_terminal = form == "text" and not output and sys.stdout.isatty()
     width = min(shutil.get_terminal_size((80, 24)).columns, 100) if to_terminal else 80
     plain = form == "text" and not output and not can_show("█▓▒░│–≤…")

@@ -53,6 +53,13 @@ policy_option = click.option(
     "--policy", type=click.Path(), help="What may be planned (advise.yaml); nothing outside it is.", metavar="FILE"
 )
 UNDER_ITS_OWN = "A report was planned under its own policy; `advise check REPORT.json --policy FILE` holds it to another one."
+estimator_option = click.option(
+    "--estimator",
+    type=click.Choice(["analytic", "silicon"]),
+    default="analytic",
+    show_default=True,
+    help="silicon: NVIDIA's measured per-operation data too, where aiconfigurator-core is installed.",
+)
 output_option = click.option("-o", "--output", type=click.Path(), help="Write to a file instead of stdout.", metavar="FILE")
 
 

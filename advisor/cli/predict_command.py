@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from advisor.cli.options import estimator_option
+
 
 @click.command("predict")
 @click.option("--from", "source", help="JSON lines of Points; - for stdin.", metavar="FILE.jsonl|-")
@@ -34,14 +36,19 @@ import click
 @click.option("--requests", type=int, help="Requests of a finite benchmark run.", metavar="N")
 @click.option("--engine", metavar="NAME")
 @click.option("--engine-version", metavar="V")
-def command(source: str | None, **fields: Any) -> int:
-    """Estimate memory, TTFT, ITL and throughput of deployments: one Point in, one Estimate out, a JSON line each."""
+@estimator_option
+def command(source: str | None, estimator: str, **fields: Any) -> int:
+    """Estimate memory, TTFT, ITL and throughput of deployments: one Point in, one Estimate out, a JSON line each.
+
+    With --estimator silicon the times are those of NVIDIA's measured operations, basis silicon, and a note compares them with
+    our own; where the tables have no answer the estimate stays ours and a note says why.
+    """
     from advisor.prediction import predict_lines
 
     if source is None and not fields["model"]:
         raise click.UsageError("Give --from FILE.jsonl, or --model and --gpu with --isl, --osl and --concurrency.")
     lines = _file_lines(source) if source is not None else iter([_flag_line(fields)])
-    for line in predict_lines(lines):
+    for line in predict_lines(lines, silicon=estimator == "silicon"):
         sys.stdout.write(line + "\n")
         failed = source is None and line.startswith('{"error"')
     sys.stdout.flush()

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advisor.report import charts, commands, evidence, sections, students, units
+from advisor.report import charts, commands, evidence, second_opinions, sections, students, units
 from advisor.report.deployments import settings, short_deployment
 from advisor.report.outcome import headline
 from advisor.report.templating import fill
@@ -44,6 +44,7 @@ def render_html(report: Report) -> str:
         "commands": commands,
         "sections": sections,
         "students": students,
+        "second_opinions": second_opinions,
         "evidence": evidence,
         "settings": settings,
         "short_deployment": short_deployment,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from advisor.report import commands, evidence, sections, students, units
+from advisor.report import commands, evidence, second_opinions, sections, students, units
 from advisor.report.outcome import headline
 from advisor.report.templating import fill
 from advisor.types import Report
@@ -27,6 +27,7 @@ def render_markdown(report: Report) -> str:
         "sections": sections,
         "evidence": evidence,
         "students": students,
+        "second_opinions": second_opinions,
         "units": units,
         "commands": commands,
         "code": code,

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from advisor.report import commands, evidence, sections, students, units
+from advisor.report import commands, evidence, second_opinions, sections, students, units
 from advisor.report.sanitation import to_ascii
 from advisor.report.sections import METRICS, Reason
 from advisor.types import Estimate, Memory, Report
@@ -69,6 +69,7 @@ def render_text(report: Report, *, width: int = 80, color: bool = False, ascii: 
         _input(page, report),
         _memory(page, report),
         _table(page, report),
+        _second_opinions(page, report),
         _students(page, report),
         _changes(page, report),
         _reasons(page, report),
@@ -225,6 +226,23 @@ def _why_missing(page: Page, report: Report) -> list[str]:
         if any(sections.number(row.estimate, m) is None for m in METRICS[:3]):
             why = "; ".join(row.estimate.notes) or ("it does not fit" if not row.estimate.fits else "not known")
             lines += page.wrap(f"{units.UNKNOWN} {row.label}: {why}")
+    return lines
+
+
+def _second_opinions(page: Page, report: Report) -> list[str]:
+    if not report.second_opinions:
+        return []
+    lines = page.heading(second_opinions.TITLE)
+    sizes = [len(title) + 3 for title in second_opinions.COLUMNS]
+    sizes[:2] = [12, 12]
+    label = page.width - len(INDENT) - sum(sizes)
+    if any(one.figures for one in report.second_opinions):
+        lines.append(page.style("dim", INDENT + " " * label + _cells(second_opinions.COLUMNS, sizes)))
+    for one in report.second_opinions:
+        for metric, cells in second_opinions.rows(one):
+            lines.append(f"{INDENT}{f'{one.label}: {metric}':<{label}}{_cells(cells, sizes)}")
+    for text in second_opinions.sentences(report):
+        lines += page.wrap(text, first=f"{INDENT}{page.glyphs.bullet} ")
     return lines
 
 
