@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from advisor import __version__
-from advisor.errors import InputError, UnknownName
+from advisor.errors import InputError, NotPossible, UnknownName
 from advisor.types import (
     Change,
     Correction,
@@ -188,6 +188,25 @@ def _second_opinions(profile: Profile, plan: Plan) -> tuple[SecondOpinion, ...]:
     return tuple(second_opinion(label, model, gpu, way, load, engine, ours) for label, way, ours in shown)
 
 
+def advise_student(report: Report, layers: int | None, *, overlay: str | Path | None = None, unasked: bool = False) -> Report:
+    """The report of the same question about a student of its model, distilled; layers None: as many as the report proposes.
+
+    Raises NotPossible: such a student cannot be made, or the policy is against it; InputError: not so many layers.
+    """
+    from advisor.reasoner.policing import remedy_ban
+    from advisor.reasoner.students import student_profile, weigh_student
+
+    profile = student_profile(report.profile, layers, report.plan.distillation)
+    _, rulebook, policy = govern(profile, overlay=overlay, policy=report.policy)
+    rule = next((rule for rule in rulebook.rules if rule.applies.action == "distill"), None)
+    ban = "no rule distils" if rule is None else remedy_ban(rule, policy, unasked=unasked) if policy else ""
+    if rule is None or ban:
+        raise NotPossible("no student may be trained", where=ban, hint="ask for another policy, or leave --student-layers out")
+    made = advise(profile, overlay=overlay, policy=report.policy, command=report.command)
+    student = weigh_student(profile, made.plan, report, rule)
+    return made.model_copy(update={"plan": made.plan.model_copy(update={"distillation": student})})
+
+
 def known_model(name: str) -> Model | None:
     """A model of profiles/models, or None."""
     from advisor.profiler.known_models import find_known, read_known
@@ -241,6 +260,7 @@ def apply(
 ) -> tuple[Report, Outcome]:
     """Carry out a report's plan, measure, and ask the same rules again until the gate passes or nothing is left; then serve it.
 
+    A report of advise_student: its student is cut and distilled first, and takes the model's place.
     options: the fields of executor.request.Request. serving: the options of measurement.serve. Within the report's policy;
     unasked: nobody is there to be asked. stream: where progress is told; stderr without it. The report comes back with what
     was done in it. Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
@@ -262,6 +282,11 @@ def apply(
     _, rulebook, policy = govern(report.profile, overlay=overlay, policy=report.policy)
     profile, plan = report.profile, report.plan
     request = Request(**options, version=__version__)
+    student = None
+    if plan.distillation is not None and plan.distillation.teacher is not None:
+        rule = rulebook.rule(plan.distillation.rule)
+        student = Remedy(rule.id, rule.applies.action, rule.applies.parameters)
+        request = replace(request, student_layers=profile.model.layers)
     if policy is not None:
         request = replace(request, max_seconds=seconds_allowed(policy, request.max_seconds, profile.gpu.count))
     check_supported(profile, plan)
@@ -300,9 +325,12 @@ def apply(
         files["measured.json"] = json.dumps(dict(measured), indent=1) + "\n"
         logs = {f"logs/{log.name}": read_text(log, what="log") for log in (request.work / "serving" / "logs").glob("*.log")}
         beside = any(change.artifact for change in changes)
-        return files | (write_serving(made.plan, profile, made=beside) | logs if published else {})
+        named = profile  # a student is in no folder but the one that is published
+        if student is not None:
+            named = profile.model_copy(update={"model": profile.model.model_copy(update={"folder": None})})
+        return files | (write_serving(made.plan, named, made=beside) | logs if published else {})
 
-    outcome = carry_out(request, profile, plan, parameters, ask, pages, progress, weigh, serve)
+    outcome = carry_out(request, profile, plan, parameters, ask, pages, progress, weigh, serve, student)
     return told(outcome.changes, outcome.measured), outcome
 
 
@@ -351,7 +379,6 @@ def draft(
 
 def check_supported(profile: Profile, plan: Plan) -> None:
     """Raise NotPossible where the support table says that a format of the plan cannot run on this engine and GPU."""
-    from advisor.errors import NotPossible
     from advisor.reasoner.support import lookup
 
     for kind in ("weights", "kv_cache"):

@@ -699,6 +699,8 @@ class Distillation(Value):
     """the largest of each kind; none: even the smallest would break them"""
     verdict: str
     """one sentence"""
+    teacher: Estimate | None = None
+    """at 16 bits, where the plan is a student's own; None: the plan is the teacher's"""
     notes: tuple[str, ...] = ()
 
 

@@ -65,6 +65,13 @@ if TYPE_CHECKING:
 @click.option(
     "--tasks", type=click.Path(), help="Folder with lm-eval tasks of your own, for --accuracy-metric task:NAME.", metavar="DIR"
 )
+@click.option(
+    "--student-layers",
+    callback=lambda _context, _option, value: _layers(value),
+    help="Distil a student of so many of the model's layers first, then quantize it. auto: as many as keep the limits.",
+    metavar="N|auto",
+)
+@click.option("--student-steps", type=click.IntRange(1), help="Steps of its distillation. [the rule's number]", metavar="N")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(plan_file: str | None, overlay: str | None, policy: str | None, out: str, **options: Any) -> int:
     """Do it: quantize, measure on held-out prompts, ask the rules again until the budget is kept, serve and measure, publish.
@@ -77,7 +84,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
 
     own = (
         "calibration", "production", "draft", "resume", "yes", "auto", "max_rounds", "max_time", "seed", "calibration_prompts",
-        "evaluation_prompts", "prompt_tokens", "score_command", "tasks", "log_format",
+        "evaluation_prompts", "prompt_tokens", "score_command", "tasks", "student_layers", "student_steps", "log_format",
     )  # fmt: skip
     mine = {name: options.pop(name) for name in own}
     serving = {
@@ -88,6 +95,9 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
     }
     report = answer(plan_file, options, overlay=overlay, policy=policy)
     unasked = not (sys.stdin.isatty() and sys.stderr.isatty()) or mine["yes"] or mine["auto"]
+    if mine["student_layers"] is not None:
+        layers = None if mine["student_layers"] == "auto" else mine["student_layers"]
+        report = pipeline.advise_student(report, layers, overlay=overlay, unasked=unasked)
     if not unasked:
         click.confirm(f"{_intent(report)}\nGo on?", default=True, abort=True, err=True)
     made, outcome = pipeline.apply(
@@ -109,6 +119,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         tokens=mine["prompt_tokens"],
         command=mine["score_command"],
         tasks=_path(mine["tasks"]),
+        student_steps=mine["student_steps"],
         arguments=tuple(sys.argv[1:]),
     )
     if mine["log_format"] == "json":
@@ -131,8 +142,19 @@ def _path(text: str | None) -> Any:
     return None if text is None else Path(text).absolute()
 
 
+def _layers(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal():
+        raise click.BadParameter(f"{text!r} is neither a number of layers nor auto")
+    return int(text)
+
+
 def _intent(report: Report) -> str:
     deployment = report.plan.deployment
     budget = report.plan.goal.accuracy_budget_pct
     limit = "no accuracy budget: the loss is measured and not judged" if budget is None else f"accuracy budget {budget:g} %"
-    return f"{report.profile.model.name}: weights to {deployment.weights}, KV cache to {deployment.kv_cache}; {limit}."
+    found = report.plan.distillation
+    student = f"{found.verdict} {' '.join(found.notes)}\n" if found and found.teacher else ""
+    model = report.profile.model.name
+    return f"{student}{model}: weights to {deployment.weights}, KV cache to {deployment.kv_cache}; {limit}."

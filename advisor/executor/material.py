@@ -9,7 +9,7 @@ from advisor.errors import ModelProblem
 from advisor.executor import causal_model
 from advisor.executor.calibration import Split, read_prompts, sample_trace, split_prompts
 from advisor.executor.journal import Journal, digest, file_errors, hash_file, hash_folder
-from advisor.executor.preflight import quantizes, trace_of
+from advisor.executor.preflight import needs_prompts, trace_of
 from advisor.executor.progress import Progress
 from advisor.executor.request import Request
 from advisor.types import Plan, Profile
@@ -55,11 +55,12 @@ def gather_material(
     given = (request.calibration, request.production, trace)
     files = {str(path): hash_file(path) for path in given if path and path.is_file()}
     _check_same(journal, request, folder, hashes, files)
-    if not quantizes(plan.deployment, profile):
+    if not needs_prompts(request, plan.deployment, profile):
         return Material(folder, None, (), hashes, stats)
     lengths = tuple(pair[0] for pair in profile.traffic.lengths) or (round(profile.traffic.isl.mean),)
     split = _split(request, folder, request.prompts or prompts or PROMPTS, lengths, trace)
     kind = "awq" if plan.deployment.weights in ("int4_awq", "w4a8_awq", "int4_gptq") else "max"
+    kind = "train" if request.student_layers else kind
     longest = max(len(each) for each in (*split.calibration, *split.evaluation))
     need = causal_model.check_memory(folder, kind, vocab=profile.model.vocab, tokens=longest)
     progress.say(

@@ -35,7 +35,7 @@ def check_request(request: Request, profile: Profile, plan: Plan) -> Path:
     order = order_of(request, profile, plan, folder, None)
     if order is not None:
         check_order(order)
-    if quantizes(plan.deployment, profile):
+    if needs_prompts(request, plan.deployment, profile):
         causal_model.require_libraries()
         causal_model.check_folder(folder)
         _check_formats(plan.deployment, profile)
@@ -57,6 +57,11 @@ def trace_of(profile: Profile) -> Path | None:
     """The file of the request trace that the traffic was read from; None: from something else."""
     path = Path(profile.traffic.name)
     return path if path.is_file() else None
+
+
+def needs_prompts(request: Request, deployment: Deployment, profile: Profile) -> bool:
+    """Whether there is something to calibrate, to learn or to judge."""
+    return quantizes(deployment, profile) or request.student_layers is not None
 
 
 def quantizes(deployment: Deployment, profile: Profile) -> bool:
@@ -82,8 +87,7 @@ def _check_folders(request: Request) -> None:
 def _check_prompts(request: Request, trace: Path | None) -> None:
     if request.calibration is None and (trace is None or not sample_trace(trace, str, count=1)):
         raise InputError(
-            "the plan quantizes, and there is nothing to calibrate on"
-            + (": the trace has lengths and no texts" if trace else ""),
+            "there is nothing to calibrate on and to judge by" + (": the trace has lengths and no texts" if trace else ""),
             where=str(trace or "--calibration"),
             hint="give a JSONL file of prompts with --calibration" + ("; they are cut to the trace's lengths" if trace else ""),
         )

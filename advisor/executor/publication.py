@@ -24,6 +24,11 @@ COPIED = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE", "NOTICE",
 )  # fmt: skip
 """of the model's own files, those that the export does not write"""
+STUDENT = "student"
+"""folder of a student at 16 bits, beside the checkpoint that was quantized from it"""
+QUANTIZED = """Made by `advise apply` with NVIDIA ModelOpt. transformers does not read this checkpoint: it loads it without
+an error and computes nonsense. Serve it with an engine that reads ModelOpt's unified checkpoints."""
+DISTILLED = "Made by `advise apply`: an ordinary 16-bit checkpoint with fewer layers than its teacher, distilled from it."
 
 
 def publish(
@@ -36,8 +41,11 @@ def publish(
     *,
     passed: bool,
     summary: str,
+    student: Path | None = None,
 ) -> Outcome:
     """Write everything and rename it into place; when the gate did not pass, the pages go into the work folder alone.
+
+    student: a 16-bit model that was distilled: the checkpoint where no trial quantized it, else beside the checkpoint.
 
     Raises FileProblem; then the output folder is not there and the run can be resumed.
     """
@@ -52,15 +60,16 @@ def publish(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         shown = changes
-        if trial is not None:
-            final = str(request.out / CHECKPOINT)
-            shown = tuple(
-                one.model_copy(update={"artifact": final}) if one.artifact == str(trial.folder) else one for one in changes
-            )
+        made = {CHECKPOINT: trial.folder if trial else student, STUDENT: student if trial else None}
+        for name, source in made.items():
+            if source is None:
+                continue
+            final, was = str(request.out / name), str(source)
+            shown = tuple(one.model_copy(update={"artifact": final}) if one.artifact == was else one for one in shown)
             model = Path(str(inputs["folder"])) if "folder" in inputs else None
-            _copy_checkpoint(trial, model, staging / CHECKPOINT)
-            card = model_card(trial, shown, inputs, request)
-            _write(staging / CHECKPOINT, {"README.md": card})
+            _copy_checkpoint(source, model, staging / name)
+            last = next(one for one in reversed(shown) if one.artifact == final and one.accuracy)
+            _write(staging / name, {"README.md": model_card(source, last, inputs, request)})
         _write(staging, pages(shown, measured, True))
         shutil.copyfile(journal.path, staging / "journal.jsonl")
         for path in staging.rglob("*"):
@@ -101,10 +110,10 @@ def finish(journal: Journal, out: Path) -> Outcome:
     return Outcome(True, changes, measured, str(last["summary"]), out)
 
 
-def model_card(trial: Trial, changes: tuple[Change, ...], inputs: Mapping[str, Any], request: Request) -> str:
-    """A model card that says how the checkpoint was made and what it measured."""
-    record = quantization_record(trial.folder)
-    last = next(change for change in reversed(changes) if change.accuracy)
+def model_card(folder: Path, last: Change, inputs: Mapping[str, Any], request: Request) -> str:
+    """A model card that says how a checkpoint was made and what it measured; last: the change that made it."""
+    quantized = (folder / "hf_quant_config.json").is_file()
+    record = quantization_record(folder) if quantized else {}
     rows = [
         f"| {one.what} | {one.metric} | {_figure(one.value)} | {_span(one.low, one.high)} | {one.samples} |"
         for one in last.accuracy
@@ -115,12 +124,10 @@ def model_card(trial: Trial, changes: tuple[Change, ...], inputs: Mapping[str, A
     lines = [
         f"# {request.out.name}",
         "",
-        "Made by `advise apply` with NVIDIA ModelOpt. transformers does not read this checkpoint: it loads it without an error",
-        "and computes nonsense. Serve it with an engine that reads ModelOpt's unified checkpoints.",
+        QUANTIZED if quantized else DISTILLED,
         "",
         "## How it was made",
         "",
-        f"- scheme: {trial.scheme.name}",
         *[f"- {name} {record[name]}" for name in ("quant_algo", "kv_cache_quant_algo", "group_size") if record.get(name)],
         *[f"- {line}" for line in last.detail.splitlines()],
         *_calibrated(last.calibration),
@@ -152,16 +159,16 @@ def _calibrated(found: Calibration | None) -> list[str]:
     ]
 
 
-def _copy_checkpoint(trial: Trial, model: Path | None, target: Path) -> None:
-    """The exported files (linked where the file system can) and those of the model that the export does not write."""
+def _copy_checkpoint(source: Path, model: Path | None, target: Path) -> None:
+    """The files made (linked where the file system can) and those of the model that the export does not write."""
     target.mkdir()
-    for path in sorted(trial.folder.iterdir()):
+    for path in sorted(source.iterdir()):
         if path.is_file():
             _link(path, target / path.name)
     for name in COPIED if model is not None else ():
-        source = Path(str(model)) / name
-        if source.is_file() and not (target / name).exists():
-            shutil.copyfile(source, target / name)
+        own = Path(str(model)) / name
+        if own.is_file() and not (target / name).exists():
+            shutil.copyfile(own, target / name)
             sync_and_hash(target / name)
     if model is not None and not (target / "tokenizer.json").exists():
         causal_model.load_tokenizer(model).save_pretrained(str(target))

@@ -37,6 +37,10 @@ class Request:
     command_seconds: float = 3600.0
     tasks: Path | None = None
     """folder with lm-eval tasks of the user's own, for the metric task:NAME"""
+    student_layers: int | None = None
+    """layers of a student to distil first and to quantize then; None: the model itself is quantized"""
+    student_steps: int | None = None
+    """steps of its distillation; None: as many as the rule says"""
     arguments: tuple[str, ...] = ()
     """the command line that asked, for the model card"""
 

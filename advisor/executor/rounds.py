@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from advisor.executor import publication
+from advisor.executor.distillation import distil
 from advisor.executor.journal import Journal
 from advisor.executor.material import gather_material
 from advisor.executor.mixed_precision import measure_sensitivity, mix
-from advisor.executor.preflight import check_request
+from advisor.executor.preflight import check_request, quantizes
 from advisor.executor.progress import Progress
 from advisor.executor.recalibration import recalibrate
 from advisor.executor.request import Answer, Ask, Outcome, Pages, Remedy, Request, Serve, whole_number
@@ -26,12 +27,13 @@ ACTIONS: dict[str, Callable[[Run, Remedy], str | None]] = {"recalibrate": recali
 
 def carry_out(
     request: Request, profile: Profile, plan: Plan, parameters: dict[str, object], ask: Ask, pages: Pages, progress: Progress,
-    weigh: Weigh, serve: Serve,
+    weigh: Weigh, serve: Serve, student: Remedy | None = None,
 ) -> Outcome:  # fmt: skip
     """Carry out a plan on the model's folder and publish it when its gates pass: accuracy first, then the limits of serving.
 
     parameters: of the rule that chose the weights' format. ask: the rules about measured facts. pages: the files beside the
-    checkpoint. weigh: what a measured acceptance is worth. serve: the result on an engine, where there is one. Raises
+    checkpoint. weigh: what a measured acceptance is worth. serve: the result on an engine, where there is one.
+    student: the rule by which a student of request.student_layers is distilled first, in the model's place. Raises
     InputError, NotPossible, MissingExtra, FileProblem; finished work is kept in request.work.
     """
     folder = check_request(request, profile, plan)
@@ -42,18 +44,21 @@ def carry_out(
         prompts = whole_number(parameters, "calibration_prompts", 0) or None
         material = gather_material(request, profile, plan, folder, journal, prompts, progress)
         run = Run(request, profile, plan, material, Bench(folder, journal, progress, request.seed), progress)
-        passed, best = _loop(run, parameters, ask) and _speculate(run, profile, weigh), run.best()
-        served = serve(best.folder if best is not None else None, tuple(run.changes), run.facts, passed)
+        passed = student is None or distil(run, student) == "passed"
+        passed, best = passed and _loop(run, parameters, ask) and _speculate(run, profile, weigh), run.best()
+        served = serve(best.folder if best is not None else run.student, tuple(run.changes), run.facts, passed)
         run.facts |= served.facts
         passed = passed and served.passed
         changes, summary = (*run.changes, *served.changes), f"{run.summary(passed)} {served.summary}".rstrip()
         material.check_unchanged()
-        return publication.publish(journal, request, best, changes, run.facts, pages, passed=passed, summary=summary)
+        return publication.publish(
+            journal, request, best, changes, run.facts, pages, passed=passed, summary=summary, student=run.student
+        )
 
 
 def _loop(run: Run, parameters: dict[str, object], ask: Ask) -> bool:
     """Rounds until the gate passes or nothing is left. True: passed, or there was nothing to judge."""
-    if run.split is None:
+    if not quantizes(run.plan.deployment, run.profile):
         return True
     verdict = run.begin(parameters)
     while verdict != "passed":
@@ -95,4 +100,6 @@ def _next(run: Run, answer: Answer, ask: Ask) -> Remedy | None:
 
 
 def _manual(action: str) -> str:
+    if action == "distill":
+        return "give --student-layers to have a student made"
     return "the checkpoint of the last round is kept to start from" if action == "qat" else "see the rule's page for how"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from advisor.executor import checkpoint, evaluation
 from advisor.executor.calibration import describe_calibration
@@ -45,6 +46,8 @@ class Run:
         memory = plan.expected.memory_gib
         self.growth = (memory.capacity - memory.total + memory.weights) / memory.weights if memory.weights else 1.0
         self.described: Calibration | None = None
+        self.student: Path | None = None
+        """a student that took the model's place"""
 
     def begin(self, parameters: dict[str, object]) -> str:
         """The first round: quantize as the plan says. parameters: of the rule that chose the weights' format."""
@@ -65,6 +68,8 @@ class Run:
 
     def summary(self, passed: bool) -> str:
         """One sentence."""
+        if not self.trials and self.student is not None:
+            return f"The student: {self.changes[-1].detail.splitlines()[0]}"
         if not self.trials:
             return "Nothing was to be quantized; the checkpoint is served as it is."
         trial, loss = self.trials[-1]
@@ -92,7 +97,7 @@ class Run:
         self.bench.original(held_out)
         trial = self.bench.run(name, scheme, self.calibration, held_out)
         blocks = self.bench.measure(name, trial, held_out)
-        loss, verdict, scores = self._judge(name, blocks, trial)
+        loss, verdict, scores = self.judge(name, blocks, trial)
         more = verdict == "inconclusive" and len(held_out) < len(self.split.evaluation)
         if more and not scored(self.goal.accuracy_metric):
             self.progress.say(
@@ -101,7 +106,7 @@ class Run:
             held_out = self.split.evaluation
             self.bench.original(held_out)
             blocks = self.bench.measure(name, trial, held_out)
-            loss, verdict, scores = self._judge(name, blocks, trial)
+            loss, verdict, scores = self.judge(name, blocks, trial)
         refusal = checkpoint.check_engine(trial.folder, self.profile.engine.name, self.profile.engine.version)
         verdict = "failed" if refusal else verdict
         before = dict(self.facts)
@@ -115,8 +120,8 @@ class Run:
         self.progress.say("gate", f"{name}: {self.changes[-1].detail.splitlines()[0]}", verdict=verdict, loss_pct=loss[0])
         return "passed" if verdict in ("passed", "no budget") else verdict
 
-    def _judge(self, name: str, blocks: Sequence[Block], trial: Trial) -> tuple[Loss, str, tuple[Interval, ...]]:
-        """The loss, the verdict, and the scores where the metric is one."""
+    def judge(self, name: str, blocks: Sequence[Block], trial: Trial | None) -> tuple[Loss, str, tuple[Interval, ...]]:
+        """The loss, the verdict, and the scores where the metric is one. trial None: of the run's own model, a student."""
         budget, metric = self.goal.accuracy_budget_pct, self.goal.accuracy_metric
         scores: tuple[Interval, ...] = ()
         if scored(metric):
@@ -171,5 +176,10 @@ class Run:
         self.changes.append(Change(rule=remedy.rule, action=remedy.action, gate="not run", detail=why))
         self.progress.say("not run", f"{remedy.rule}: {why}", rule=remedy.rule)
 
+    def seconds_left(self) -> float | None:
+        """Of the time allowed; None: no limit was set."""
+        allowed = self.request.max_seconds
+        return None if allowed is None else max(0.0, allowed - (time.monotonic() - self.began))
+
     def late(self) -> bool:
-        return self.request.max_seconds is not None and time.monotonic() - self.began > self.request.max_seconds
+        return self.seconds_left() == 0.0

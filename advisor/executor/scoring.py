@@ -25,9 +25,10 @@ def scored(metric: str) -> bool:
 
 
 def measure_score(
-    bench: Bench, request: Request, metric: str, name: str, trial: Trial, budget_pct: float | None
+    bench: Bench, request: Request, metric: str, name: str, trial: Trial | None, budget_pct: float | None
 ) -> tuple[Loss, tuple[Interval, ...]]:
-    """The loss of score of a trial's exported files against the unquantized model, and both scores.
+    """The loss of score of a trial's exported files against the unquantized model, and both scores; without a trial, of the
+    bench's own model, which is a student then.
 
     The unquantized model is scored once a run. Raises InputError, MissingExtra, NotPossible.
     """
@@ -37,13 +38,15 @@ def measure_score(
         assert request.command is not None
         command, seconds = request.command, request.command_seconds
         given = {"command": command}
-        before = bench.keep("original/command", given, lambda: run_command(command, bench.model, timeout=seconds))
-        given |= {"trial": str(bench.journal.events_key(f"{name}/quantize"))}
-        after = bench.keep(f"{name}/command", given, lambda: run_command(command, trial.folder, timeout=seconds))
+        before = bench.keep("original/command", given, lambda: run_command(command, bench.original_model, timeout=seconds))
+        given |= {"trial": str(bench.journal.events_key(f"{name}/quantize") if trial else bench.mark)}
+        folder = trial.folder if trial else bench.model
+        after = bench.keep(f"{name}/command", given, lambda: run_command(command, folder, timeout=seconds))
         one, other, higher, label = (float(before),), (float(after),), True, metric
     else:
         task = metric.removeprefix("task:")
-        first, second = (bench.score(name, task, request.tasks, each) for each in (None, trial))
+        first = bench.score(name, task, request.tasks, None, bench.original_model)
+        second = bench.score(name, task, request.tasks, trial, bench.model)
         one, other, higher, label = first.documents, second.documents, first.higher, f"{metric} ({first.metric})"
     loss = loss_of_score(one, other, higher=higher, where=metric, seed=request.seed)
     mean, value = sum(one) / len(one), sum(other) / len(other)

@@ -139,6 +139,14 @@ def batches(count: int, size: int, seed: int) -> Iterator[tuple[int, ...]]:
         left = left[size:]
 
 
+def read_trained(value: Mapping[str, Any]) -> Trained:
+    """From the plain data of a stage."""
+    tuples = {one: tuple(value[one]) for one in ("losses", "timed")}
+    pairs = tuple((int(at), float(least)) for at, least in value["validations"])
+    known = {one.name: value[one.name] for one in fields(Trained)}
+    return Trained(**{**known, **tuples, "validations": pairs})
+
+
 class _Loop:
     """One training: the model, its optimizer, how far it is, and its checkpoints."""
 
@@ -212,10 +220,7 @@ class _Loop:
         for step in sorted(steps, reverse=True):
             found = self.journal.find(self._stage(step), self.key)
             if found is not None:
-                tuples = {one: tuple(found[one]) for one in ("losses", "timed")}
-                pairs = tuple((int(at), float(value)) for at, value in found["validations"])
-                known = {one.name: found[one.name] for one in fields(Trained)}
-                self.now = Trained(**{**known, **tuples, "validations": pairs})
+                self.now = read_trained(found)
                 self.load(step)
                 return True
         return False

@@ -41,8 +41,14 @@ class Trial:
 class Bench:
     """The model, the original's logits and the journal: what every trial of a run shares."""
 
-    def __init__(self, model: Path, journal: Journal, progress: Progress, seed: int) -> None:
+    def __init__(
+        self, model: Path, journal: Journal, progress: Progress, seed: int, *, original: Path | None = None, mark: str = ""
+    ) -> None:
+        """model: what is quantized. original: what it is compared with, where that is another. mark: says which model, for
+        the journal's keys; "" for the run's own."""
         self.model = model
+        self.original_model = original or model
+        self.mark = {"model": mark} if mark else {}
         self.journal = journal
         self.progress = progress
         self.seed = seed
@@ -52,7 +58,7 @@ class Bench:
         missing = [one for one in sequences if self.journal.find(*_original(one)) is None]
         if not missing:
             return
-        model = self._fresh()
+        model = self.fresh(self.original_model)
         tick = self.progress.track("the unquantized model", len(missing))
         for done, sequence in enumerate(missing, 1):
             path = self._logits(sequence)
@@ -95,6 +101,7 @@ class Bench:
             return value, files
 
         inputs = {"scheme": scheme.plain(), "calibration": digest(calibration), "held_out": digest(held_out), "seed": self.seed}
+        inputs |= self.mark
         with memory_errors():
             value, was_there = self.journal.do(f"{name}/quantize", inputs, make)
         if was_there:
@@ -112,7 +119,7 @@ class Bench:
         """The exported files, decoded by our own reader, against the unquantized model on the held-out prompts."""
 
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
-            model = checkpoint.load_exported(self._fresh(whole=True), trial.folder)
+            model = checkpoint.load_exported(self.fresh(whole=True), trial.folder)
             blocks = self._compare(model, held_out, f"{name}: the exported files")
             return {"blocks": [block.plain() for block in blocks]}, ()
 
@@ -128,17 +135,19 @@ class Bench:
             value, _ = self.journal.do(f"{name}/measure-{len(held_out)}", inputs, make)
         return tuple(Block(**block) for block in value["blocks"])
 
-    def score(self, name: str, task: str, folder: Path | None, trial: Trial | None) -> Scores:
-        """What a trial's exported files score on a task of lm-eval; without a trial, the unquantized model."""
+    def score(self, name: str, task: str, folder: Path | None, trial: Trial | None, plain: Path) -> Scores:
+        """What a trial's exported files score on a task of lm-eval; without a trial, the 16-bit model in the folder `plain`."""
 
         def make() -> dict[str, Any]:
-            model = self._fresh() if trial is None else checkpoint.load_exported(self._fresh(whole=True), trial.folder)
+            model = self.fresh(plain) if trial is None else checkpoint.load_exported(self.fresh(whole=True), trial.folder)
             self.progress.say("task", f"{name}: {'the unquantized model' if trial is None else 'the exported files'} on {task}")
             return tasks.score(model, causal_model.load_tokenizer(self.model), task, folder).plain()
 
         inputs = {"task": task, "own": hash_folder(folder) if folder else {}, "seed": self.seed}
-        if trial is None:
+        if trial is None and plain == self.original_model:
             return Scores(**self.keep("original/task", inputs, make))
+        if trial is None:
+            return Scores(**self.keep(f"{name}/task", inputs | self.mark, make))
         return Scores(**self.keep(f"{name}/task", inputs | {"trial": self.journal.events_key(f"{name}/quantize")}, make))
 
     def keep(self, stage: str, inputs: dict[str, Any], make: Callable[[], Any]) -> Any:
@@ -146,6 +155,17 @@ class Bench:
         with memory_errors():
             value, _ = self.journal.do(stage, inputs, lambda: ({"kept": make()}, ()))
         return value["kept"]
+
+    def compare_plain(self, name: str, folder: Path, held_out: Sequences, key: str | None) -> tuple[Block, ...]:
+        """A 16-bit model against the original on the held-out prompts. key: what its files came from."""
+
+        def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
+            return {"blocks": [block.plain() for block in self._compare(self.fresh(folder), held_out, name)]}, ()
+
+        inputs = {"made": key, "held_out": digest(held_out)}
+        with memory_errors():
+            value, _ = self.journal.do(f"{name}/measure-{len(held_out)}", inputs, make)
+        return tuple(Block(**block) for block in value["blocks"])
 
     def choose_alpha(self, name: str, scheme: Scheme, calibration: Sequences, alphas: Sequence[float]) -> Scheme:
         """SmoothQuant's strength: the one that is least off on some of the calibration prompts."""
@@ -162,7 +182,7 @@ class Bench:
     def sensitivities(self, name: str, scheme: Scheme, calibration: Sequences, *, bits: float, with_fp8: bool) -> Sensitivities:
         """Scores of the layers, and who stays wide at so many effective bits; scored once for all widths."""
         some = calibration[:SELECTION]
-        inputs = {"scheme": scheme.plain(), "some": digest(some), "bits": bits, "fp8": with_fp8, "seed": self.seed}
+        inputs = {"scheme": scheme.plain(), "some": digest(some), "bits": bits, "fp8": with_fp8, "seed": self.seed} | self.mark
         key = digest({**inputs, "bits": None})[:12]
         state = self.journal.folder / "search" / f"{key}.pth"
 
@@ -171,7 +191,7 @@ class Bench:
                 state.unlink(missing_ok=True)
             tick = self.progress.track(f"{name}: sensitivity of the layers at {bits:g} bits", 3 * len(some))
             found = quantization.search_layers(
-                self._fresh(), scheme, some, bits=bits, with_fp8=with_fp8, checkpoint=state, progress=tick
+                self.fresh(), scheme, some, bits=bits, with_fp8=with_fp8, checkpoint=state, progress=tick
             )
             self.journal.do("search", {"key": key}, lambda: ({}, (state,) if state.exists() else ()))
             layers = [layer.model_dump() for layer in found.layers]
@@ -206,13 +226,13 @@ class Bench:
             model, _ = self._quantized(scheme, calibration, name)
             return {"blocks": [block.plain() for block in self._compare(model, chosen, name)]}, ()
 
-        inputs = {"scheme": scheme.plain(), "calibration": digest(calibration), "seed": self.seed}
+        inputs = {"scheme": scheme.plain(), "calibration": digest(calibration), "seed": self.seed} | self.mark
         with memory_errors():
             value, _ = self.journal.do(name, inputs, make)
         return tuple(Block(**block) for block in value["blocks"])
 
     def _quantized(self, scheme: Scheme, calibration: Sequences, name: str) -> tuple[Any, float]:
-        model = self._fresh()
+        model = self.fresh()
         began = time.monotonic()
         tick = self.progress.track(f"{name}: calibrating {scheme.name}", len(calibration))
         quantization.quantize(model, scheme, calibration, tick)
@@ -226,9 +246,10 @@ class Bench:
             tick(done)
         return found
 
-    def _fresh(self, *, whole: bool = False) -> Any:
+    def fresh(self, folder: Path | None = None, *, whole: bool = False) -> Any:
+        """A model as its files say, the run's own unless another is named, after seeding."""
         causal_model.set_seed(self.seed)
-        return causal_model.load_model(self.model, whole=whole)
+        return causal_model.load_model(folder or self.model, whole=whole)
 
     def _logits(self, sequence: tuple[int, ...]) -> Path:
         return self.journal.folder / "original" / f"{digest(sequence)[:16]}.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from advisor.errors import NotPossible
+from advisor.errors import InputError, NotPossible
 from advisor.estimator.correction import corrected
 from advisor.estimator.deployment import estimate
 from advisor.estimator.memory import parameter_count
@@ -26,7 +26,7 @@ from advisor.reasoner.policing import remedy_ban
 from advisor.reasoner.rejection import show
 from advisor.reasoner.rulebook import Rulebook
 from advisor.reasoner.shortfall import name_broken
-from advisor.types import Deployment, Distillation, Estimate, Finding, Goal, Model, Plan, Policy, Profile, Rule, Student
+from advisor.types import Deployment, Distillation, Estimate, Finding, Goal, Model, Plan, Policy, Profile, Report, Rule, Student
 
 Known = Callable[[str], Model | None]
 """hub id of a known model -> the model"""
@@ -49,6 +49,76 @@ def propose_students(
     if not broken or "accuracy" in violations(plan.expected, profile.goal) or (plan.feasible and not fires):
         return None
     return _propose(profile, plan, rule, _Bar(profile, plan.deployment, goal), known)
+
+
+def student_profile(profile: Profile, layers: int | None, proposed: Distillation | None) -> Profile:
+    """The same question about a student of so many of the model's layers; the folder stays its teacher's. layers None: as
+    proposed. What was measured of the teacher is not known of the student.
+
+    Raises NotPossible: its layers cannot be dropped, no student was proposed; InputError: it has not so many.
+    """
+    teacher = profile.model
+    if not _can_be_cut(teacher):
+        raise NotPossible(
+            f"the layers of {teacher.name} are not dropped by this program",
+            where="--student-layers",
+            hint="dense 16-bit models of equal layers are; take a smaller sibling, or prune it with ModelOpt's Minitron",
+        )
+    if layers is None:
+        found = next((one for one in proposed.students if one.here), None) if proposed else None
+        if found is None:
+            said = proposed.verdict if proposed else "the limits are kept without one, or none is set"
+            raise NotPossible(f"no student is proposed: {said}", where="--student-layers auto", hint="give a number of layers")
+        layers = found.layers
+    if not 0 < layers < teacher.layers:
+        raise InputError(
+            f"{teacher.name} has {teacher.layers} layers: no student of {layers} can be cut from it",
+            where="--student-layers",
+            hint=f"1 to {teacher.layers - 1}",
+        )
+    name = f"{teacher.name.rsplit('/')[-1]}-{layers}-of-{teacher.layers}-layers"
+    student = shallower(teacher, layers).model_copy(update={"name": name, "folder": teacher.folder})
+    measured = {name: value for name, value in profile.measured.items() if name == "teacher_loss_pct"}
+    sources = profile.sources | {"model.layers": "--student-layers"}
+    return profile.model_copy(update={"model": student, "measured": measured, "sources": sources})
+
+
+def weigh_student(profile: Profile, plan: Plan, teacher: Report, rule: Rule) -> Distillation:
+    """The student that a plan serves beside its teacher: what each step gives, and what published ones cost and lost.
+
+    profile and plan are the student's, the report the teacher's.
+    """
+    model, before = profile.model, teacher.profile.model
+    share = share_of(model, before)
+    made = Student(
+        name=model.name, how="depth", layers=model.layers, hidden=model.hidden, intermediate=model.intermediate,
+        params=parameter_count(model), share=share, rounds=rounds_of(share), plain=plan.baseline, expected=plan.expected,
+        cost=training_cost("distillation", model, profile.gpu, teacher=before), loss=expected_student_loss("depth", share),
+        here=True,
+    )  # fmt: skip
+    known = teacher.plan.distillation
+    return Distillation(
+        rule=rule.id,
+        broken=known.broken if known else (),
+        students=(made,),
+        verdict=f"{model.layers} of the {before.layers} layers of {before.name}, distilled from it.",
+        teacher=teacher.plan.baseline,
+        notes=tuple(_warnings(made, rule)),
+    )
+
+
+def _warnings(student: Student, rule: Rule) -> Iterator[str]:
+    at_once = _number(rule.applies.parameters.get("prune_at_most"), 1 / 3)
+    if student.share < 1 - at_once:
+        yield (
+            f"{100 * (1 - student.share):.0f} % of the parameters go, more than is advised at once ({100 * at_once:.0f} %): "
+            f"expect it to be useless without {_tokens(student)} tokens"
+            + (f" in each of {student.rounds} rounds" if student.rounds > 1 else "")
+        )
+
+
+def _can_be_cut(teacher: Model) -> bool:
+    return is_uniform(teacher) and teacher.moe is None and teacher.mla is None and teacher.quantized is None
 
 
 def _as_measured(profile: Profile, plan: Plan) -> Goal:
@@ -138,7 +208,7 @@ def _student(teacher: Model, model: Model, how: How, bar: _Bar) -> Student:
             "rounds": 1 if how == "sibling" else rounds_of(share), "plain": plain, "expected": expected,
             "cost": training_cost("distillation", model, bar.profile.gpu, teacher=teacher),
             "loss": None if how == "sibling" else expected_student_loss(how, share),
-            "here": how == "depth" and teacher.moe is None and teacher.mla is None and teacher.quantized is None,
+            "here": how == "depth" and _can_be_cut(teacher),
         }
     )  # fmt: skip
 
@@ -187,6 +257,8 @@ def _notes(students: tuple[Student, ...], plan: Plan, profile: Profile) -> Itera
         )
     if cut and any(not one.here for one in cut):
         yield "width is cut by ModelOpt's Minitron pruning, which needs Megatron-Core (examples/megatron_bridge); not run here"
+    if cut and cut[0].here and cut[0].rounds == 1:
+        yield f"advise apply … --student-layers {cut[0].layers}: drops the layers, distils, quantizes, and measures each step"
 
 
 def _tokens(student: Student) -> str:

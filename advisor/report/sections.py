@@ -233,7 +233,7 @@ def change_lines(change: Change) -> tuple[str, ...]:
             continue
         old, new = units.pair(change.before.get(name), after)
         moved.append(f"{name} {old} -> {new}" if name in change.before else f"{name} {new}")
-    lines = ["; ".join(moved), change.detail]
+    lines = ["; ".join(moved), *change.detail.splitlines()]
     lines += [calibration_line(change.calibration)] if change.calibration else []
     lines += [
         f"{item.what}: {item.metric} {units.figure(item.value, 4)}"

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from advisor.report import units
-from advisor.types import Report, Student
+from advisor.types import Estimate, Report, Student
 
-TITLE = "A smaller model that would keep the limits"
+PROPOSED = "A smaller model that would keep the limits"
+MADE = "A smaller model in place of its teacher"
 COLUMNS = ("parameters", "TTFT, ms", "ITL, ms", "tokens/s", "lost, %", "GPU-hours")
 KINDS = {"sibling": "smaller sibling", "depth": "layers dropped", "width": "width cut"}
+
+
+def title(report: Report) -> str:
+    """Of the section."""
+    found = report.plan.distillation
+    return PROPOSED if found is None or found.teacher is None else MADE
 
 
 def describe(student: Student, report: Report) -> str:
@@ -15,7 +22,7 @@ def describe(student: Student, report: Report) -> str:
     if student.how == "sibling":
         return student.name
     if student.how == "depth":
-        return f"{student.layers} of {report.profile.model.layers} layers"
+        return f"{student.layers} layers" if _is_made(report) else f"{student.layers} of {report.profile.model.layers} layers"
     return f"hidden {student.hidden:,}, MLP {student.intermediate:,}"
 
 
@@ -38,11 +45,12 @@ def sentences(report: Report) -> tuple[str, ...]:
     found = report.plan.distillation
     if found is None:
         return ()
-    said = [
+    said = [_compounded(found.teacher, found.students[0])] if found.teacher is not None else []
+    said += [
         f"{describe(one, report)}: ITL {units.figure(one.plain.itl_ms)} ms at 16 bits, {units.figure(one.expected.itl_ms)} ms "
         "as the plan quantizes it"
         for one in found.students
-        if one.how != "sibling" and one.plain.itl_ms is not None
+        if one.how != "sibling" and one.plain.itl_ms is not None and found.teacher is None
     ]
     losses = [(one, one.loss) for one in found.students if one.loss]
     said += [f"lost, {describe(one, report)}: percent of the teacher's {loss.metric}" for one, loss in losses]
@@ -55,3 +63,20 @@ def sentences(report: Report) -> tuple[str, ...]:
         tokens = units.span(costs[0].tokens[0] / 1e9, costs[0].tokens[1] / 1e9, " to ")
         said.append(f"GPU-hours: distilling on {tokens}e9 tokens, on these GPUs; {costs[0].source}")
     return (*found.notes, *said)
+
+
+def _is_made(report: Report) -> bool:
+    return report.plan.distillation is not None and report.plan.distillation.teacher is not None
+
+
+def _compounded(teacher: Estimate, student: Student) -> str:
+    """What cutting gives, and quantizing on top of it."""
+    steps = (("teacher, 16 bits", teacher), ("student, 16 bits", student.plain), ("student, as planned", student.expected))
+    figures = ", ".join(
+        f"{name} {units.figure(one.itl_ms)} ms ITL and {units.figure(one.output_tokens_per_s)} tokens/s" for name, one in steps
+    )
+    gain = ""
+    if teacher.itl_ms and student.plain.itl_ms and student.expected.itl_ms:
+        cut, whole = teacher.itl_ms / student.plain.itl_ms, teacher.itl_ms / student.expected.itl_ms
+        gain = f": ITL {units.figure(cut)} times better by cutting, {units.figure(whole)} times with the formats"
+    return f"gain in two steps, estimated: {figures}{gain}"

@@ -250,7 +250,7 @@ def _students(page: Page, report: Report) -> list[str]:
     found = report.plan.distillation
     if found is None:
         return []
-    lines = page.heading(students.TITLE) + page.wrap(found.verdict)
+    lines = page.heading(students.title(report)) + page.wrap(found.verdict)
     body = [(students.describe(one, report), students.cells(one)) for one in found.students]
     if body:
         heads = [[*title.split(", "), ""] for title in students.COLUMNS]
