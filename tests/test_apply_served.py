@@ -98,7 +98,9 @@ def test_on_the_plan_s_gpu_what_was_made_is_measured_and_published(
     facts = json.loads((tmp_path / "out" / "measured.json").read_text())
     assert facts["limit_ratio"] < 1 and facts["itl_ms"] > 5 and "accuracy_loss_pct" in facts
     assert {path.name.split("-")[0] for path in (tmp_path / "out" / "logs").iterdir()} == {"baseline", "plan"}
-    assert "Applied, and measured on a server: every gate passed." in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Applied, and measured on a server: every gate passed." in page
+    assert '<th scope="row">ITL, ms</th>' in page and "limit 500: passed" in page
     assert (tmp_path / "evidence.sqlite").exists()
     assert stop_left_over() == () and list((tmp_path / "cache" / "engines").iterdir()) == []
 

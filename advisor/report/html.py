@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advisor.report import charts, commands, evidence, second_opinions, sections, students, units
+from advisor.report import charts, commands, evidence, second_opinions, sections, served, students, units
 from advisor.report.deployments import settings, short_deployment
 from advisor.report.outcome import headline
 from advisor.report.templating import fill
@@ -47,6 +47,7 @@ def render_html(report: Report) -> str:
         "second_opinions": second_opinions,
         "evidence": evidence,
         "settings": settings,
+        "served": served,
         "short_deployment": short_deployment,
         "units": units,
         "change_lines": sections.change_lines,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from advisor.report import commands, evidence, second_opinions, sections, students, units
+from advisor.report import commands, evidence, second_opinions, sections, served, students, units
 from advisor.report.outcome import headline
 from advisor.report.templating import fill
 from advisor.types import Report
@@ -25,6 +25,7 @@ def render_markdown(report: Report) -> str:
         "report": report,
         "plan": report.plan,
         "sections": sections,
+        "served": served,
         "evidence": evidence,
         "students": students,
         "second_opinions": second_opinions,
