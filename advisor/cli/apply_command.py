@@ -63,6 +63,12 @@ if TYPE_CHECKING:
     metavar="S",
 )
 @click.option(
+    "--keep-high-precision",
+    multiple=True,
+    help="Modules that stay at 16 bits, as a pattern of their names ('*self_attn*'); again for more.",
+    metavar="PATTERN",
+)
+@click.option(
     "--tasks", type=click.Path(), help="Folder with lm-eval tasks of your own, for --accuracy-metric task:NAME.", metavar="DIR"
 )
 @click.option(
@@ -84,7 +90,8 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
 
     own = (
         "calibration", "production", "draft", "resume", "yes", "auto", "max_rounds", "max_time", "seed", "calibration_prompts",
-        "evaluation_prompts", "prompt_tokens", "score_command", "tasks", "student_layers", "student_steps", "log_format",
+        "evaluation_prompts", "prompt_tokens", "score_command", "tasks", "keep_high_precision", "student_layers",
+        "student_steps", "log_format",
     )  # fmt: skip
     mine = {name: options.pop(name) for name in own}
     serving = {
@@ -120,6 +127,7 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         command=mine["score_command"],
         tasks=_path(mine["tasks"]),
         student_steps=mine["student_steps"],
+        keep=mine["keep_high_precision"],
         arguments=tuple(sys.argv[1:]),
     )
     if mine["log_format"] == "json":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
-from advisor.errors import FileProblem, InputError, NoPlanFits, NotPossible
+from advisor.errors import FileProblem, InputError, NoPlanFits, NotPossible, UnknownName
 from advisor.executor import causal_model, evaluation, tasks
 from advisor.executor.calibration import sample_trace
 from advisor.executor.checkpoint import CACHE_ALGORITHMS, RENAMED, accepted_algorithms, accepted_groups
@@ -40,6 +41,7 @@ def check_request(request: Request, profile: Profile, plan: Plan) -> Path:
         causal_model.check_folder(folder)
         _check_formats(plan.deployment, profile)
         group_of(plan.deployment, profile, folder)
+        _check_kept(request.keep, folder)
         _check_prompts(request, trace_of(profile))
         _check_metric(request, profile.goal.accuracy_metric)
     return folder
@@ -72,6 +74,9 @@ def quantizes(deployment: Deployment, profile: Profile) -> bool:
 
 
 def _check_folders(request: Request) -> None:
+    for path in (request.calibration, request.production, request.tasks):
+        if path is not None and not path.exists():
+            raise FileProblem("this cannot be read: it is not there", where=str(path), hint="check the path")
     if request.out.exists() and not request.work.exists():
         raise FileProblem("the output folder is there already", where=str(request.out), hint="give another --out, or remove it")
     if (request.work / "journal.jsonl").exists() and not request.resume:
@@ -82,6 +87,13 @@ def _check_folders(request: Request) -> None:
         )
     if not request.out.parent.is_dir():
         raise FileProblem("the folder to publish into has no parent", where=str(request.out.parent), hint="make it first")
+
+
+def _check_kept(patterns: tuple[str, ...], folder: Path) -> None:
+    modules = linear_inputs(causal_model.load_skeleton(folder)) if patterns else {}
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in modules):
+            raise UnknownName("module", pattern, modules, where="--keep-high-precision", hint="for example '*self_attn*'")
 
 
 def _check_prompts(request: Request, trace: Path | None) -> None:

@@ -35,6 +35,8 @@ class Request:
     command: str | None = None
     """scores a checkpoint: {checkpoint} is its folder, the last word printed the score"""
     command_seconds: float = 3600.0
+    keep: tuple[str, ...] = ()
+    """patterns of modules that stay at 16 bits, beside those of the plan"""
     tasks: Path | None = None
     """folder with lm-eval tasks of the user's own, for the metric task:NAME"""
     student_layers: int | None = None

@@ -57,7 +57,8 @@ class Run:
             (step.rule for step in self.plan.steps if "kv_cache" in step.changes), "plan"
         )
         group = group_of(deployment, self.profile, self.bench.model)
-        self.scheme = Scheme(deployment.weights, deployment.kv_cache, deployment.keep_high_precision, group=group)
+        wide = (*deployment.keep_high_precision, *self.request.keep)
+        self.scheme = Scheme(deployment.weights, deployment.kv_cache, wide, group=group)
         self.facts |= {"scheme": deployment.weights, "recalibrated": False, "mixed_precision_tried": False, "qat_tried": False}
         self.note_calibration()
         return self.attempt(rule, "quantize", self.tuned(self.scheme))
