@@ -4,16 +4,23 @@ the estimator's cost of verifying it at the planned batch."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from advisor.executor.making import BATCH, Kind, Made, Making
 from advisor.executor.speculation import Measured, Way
-from advisor.types import Change, Deployment, DraftLength, Plan, Profile, Scalar, Speculation
+from advisor.types import Change, Deployment, DraftLength, Plan, Profile, Scalar, Speculation, SpeculationMethod
 
 if TYPE_CHECKING:
     from advisor.estimator.speculation import Gain, Setting
 
-RULES = {"draft": "single-stream-slow/measured-draft", "ngram": "single-stream-slow/ngram"}
+RULES: dict[SpeculationMethod, str] = {
+    "draft": "single-stream-slow/measured-draft",
+    "ngram": "single-stream-slow/ngram",
+    "eagle3": "single-stream-slow/eagle3",
+}
 """the rule that asks for what a method's measurement tells"""
+METHODS: dict[Kind, SpeculationMethod] = {"layers": "draft", "eagle3": "eagle3"}
+"""what a made draft is measured as"""
 SETTINGS = {
     "tensorrt-llm": "speculative_config.max_concurrency: {limit}",
     "vllm": "num_speculative_tokens_per_batch_size, from 0.24: [[1, {limit}, {length}], [{after}, {after}, 0]]",
@@ -66,12 +73,14 @@ def _change(profile: Profile, deployment: Deployment, measured: Measured, way: W
     setting = setting_of(profile.model, profile.gpu, deployment, load_of(profile.traffic), profile.engine)
     lengths = tuple(_lengths(way, {} if setting is None else _gains(profile, setting, way)))
     batch = "" if setting is None else f"at {setting.batch:,.0f} requests in flight a replica on {profile.gpu.name}"
-    detail = [_what(measured, way), _worth(profile, lengths, batch), _proof(way), _here(way)]
+    made = measured.made if measured.made is not None and way.method == METHODS.get(measured.made.kind) else None
+    detail = [_what(measured, way), _worth(profile, lengths, batch), _proof(way), _here(way), *(_making(made) if made else ())]
+    folder = made.folder if made else measured.order.draft if way.method == "draft" else None
     facts = {name: value for name, value in way.facts().items() if name.endswith("acceptance")}
     return Change(
         rule=RULES[way.method],
         action="draft",
-        artifact=str(measured.order.draft) if way.method == "draft" else None,
+        artifact=None if folder is None else str(folder),
         after=facts,
         gate=way.gate,
         detail="\n".join(detail),
@@ -114,11 +123,13 @@ def _lengths(way: Way, gains: Mapping[int, Gain]) -> list[DraftLength]:
 def _what(measured: Measured, way: Way) -> str:
     order = measured.order
     drawn = f"sampled at temperature {order.temperature:g}" if order.temperature else "greedy"
-    what = f"draft {order.draft}" if way.method == "draft" else f"n-grams as {order.engine} looks them up"
+    names = {"draft": f"draft {order.draft}", "ngram": f"n-grams as {order.engine} looks them up"}
+    what = names.get(way.method, "the head that was trained")
     first = way.accepted()[1]
+    tokens = sum(one.tokens for one in way.replays)
     rate = f"; the first drafted token is accepted with {first[0]:.3f} ({first[1]:.3f} to {first[2]:.3f})" if first else ""
     return (
-        f"{what}: {measured.answers} answers of the target itself, {measured.tokens:,} tokens, {drawn}{rate};"
+        f"{what}: {len(way.replays)} answers of the target itself, {tokens:,} tokens after their first, {drawn}{rate};"
         f" peak memory {measured.peak_gib:.2f} GiB"
     )
 
@@ -163,7 +174,40 @@ def _proof(way: Way) -> str:
 
 def _here(way: Way) -> str:
     one = way.identity
+    text = f"on this machine, one answer at a time, drafts of {one.draft_len}: {one.tokens / one.steps:.2f} tokens a step"
+    if one.predicted_gain is None:
+        return f"{text}; the speed here says nothing, the head reads each text anew for every draft"
+    return f"{text}, {one.gain:.2f} times as fast as without ({one.predicted_gain:.2f} by the times of single steps)"
+
+
+def _making(made: Made) -> list[str]:
+    training = made.training
+    told = [
+        f"made here: {made.how}",
+        f"{training.step} of {training.planned} steps, {training.tokens:,} tokens, {training.spent:.0f} s,"
+        f" peak memory {training.peak_gib:.2f} GiB",
+    ]
+    if made.kind == "eagle3":
+        told.append(f"files: {'; '.join(made.problems) or 'every tensor and size that TensorRT-LLM loads is there'}")
+    return told
+
+
+def foresee(profile: Profile, making: Making, prompt_tokens: int) -> str:
+    """What making a draft would cost, and what published ones took. Raises NotPossible."""
+    from advisor.estimator.students import shallower
+    from advisor.estimator.training import training_cost
+
+    model, gpu, kind, layers = profile.model, profile.gpu, making.kind, making.layers
+    tokens = making.steps * BATCH * prompt_tokens
+    method: Literal["draft_head", "distillation"] = "draft_head" if kind == "eagle3" else "distillation"
+    student = model if kind == "eagle3" or layers is None or layers >= model.layers else shallower(model, layers)
+    asked, published = (training_cost(method, student, gpu, teacher=model, tokens=each) for each in (tokens, None))
+    if asked is None or published is None:
+        return f"Training on at most {tokens:,} tokens; what it costs is not known for {gpu.name}."
+    billions = " to ".join(f"{each / 1e9:,.3g}" for each in published.tokens)
+    hours = " to ".join(f"{each:,.2g}" for each in published.gpu_hours)
+    here = asked.flops_per_token * tokens
     return (
-        f"on this machine, one answer at a time, drafts of {one.draft_len}: {one.tokens / one.steps:.2f} tokens a step,"
-        f" {one.gain:.2f} times as fast as without ({one.predicted_gain:.2f} by the times of single steps)"
+        f"Training on at most {tokens:,} tokens: {here:.2g} operations, at most {asked.gpu_hours[1]:.2g} hours of {gpu.name};"
+        f" this machine says its own time after four steps. Published ones took {billions} billion tokens, {hours} GPU-hours."
     )

@@ -334,49 +334,6 @@ def apply(
     return told(outcome.changes, outcome.measured), outcome
 
 
-def draft(
-    profile: Profile,
-    out: Path,
-    *,
-    overlay: str | Path | None = None,
-    policy: Policy | str | Path | None = None,
-    command: tuple[str, ...] = (),
-    log_format: Literal["text", "json"] = "text",
-    stream: IO[str] | None = None,
-    **options: Any,
-) -> Report:
-    """Measure drafts on this machine, ask the rules again, write report.json, report.html and measured.json into `out`.
-
-    options: the fields of executor.drafting.Order but target and engine. The journal in `out` keeps finished work: the same
-    question goes on where it was stopped. Raises InputError, ModelProblem, MissingExtra, NotPossible, FileProblem.
-    """
-    import json
-
-    from advisor.acceptance import facts_of, judge, with_measured
-    from advisor.executor.drafting import Order
-    from advisor.executor.journal import Journal
-    from advisor.executor.progress import Progress
-    from advisor.executor.speculation import check_order, measure
-    from advisor.library import write_whole
-    from advisor.report.rendering import render
-
-    if profile.model.folder is None:
-        hint = "download it and give the folder with its files"
-        raise InputError(f"{profile.model.name} is not on this machine", where="--model", hint=hint)
-    order = Order(target=Path(profile.model.folder), engine=profile.engine.name, **options)
-    check_order(order)
-    with Journal(out) as journal:
-        measured = measure(order, journal, Progress(log_format, stream))
-        facts = facts_of(measured)
-        known = with_measured(profile, facts)
-        report = advise(known, overlay=overlay, policy=policy, command=command)
-        report = report.model_copy(update={"changes": judge(known, report.plan.deployment, measured)})
-        write_whole(out / "report.json", report.model_dump_json(indent=2) + "\n")
-        write_whole(out / "report.html", render(report, "html"))
-        write_whole(out / "measured.json", json.dumps(facts, indent=1) + "\n")
-    return report
-
-
 def check_supported(profile: Profile, plan: Plan) -> None:
     """Raise NotPossible where the support table says that a format of the plan cannot run on this engine and GPU."""
     from advisor.reasoner.support import lookup

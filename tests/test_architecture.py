@@ -28,11 +28,13 @@ ALLOWED = {
     "served": FOUNDATION | {"executor", "freshness"},
     "sweep": FOUNDATION | {"pipeline", "profiler", "reasoner", ""},
     "acceptance": FOUNDATION | {"profiler", "estimator", "reasoner", "executor"},
+    "drafting": FOUNDATION | {"pipeline", "acceptance", "reasoner", "executor", "report", ""},
     "measurement": FOUNDATION | {"observations", "ways", "profiler", "estimator", "reasoner", "executor", "report"},
     "ways": FOUNDATION | {"profiler", "estimator", "reasoner", "executor"},
     "observations": {"types", "executor"},
     "cli": FOUNDATION
     | {
+        "drafting",
         "measurement",
         "observations",
         "pipeline",
@@ -53,7 +55,7 @@ FOREIGN = {
     "huggingface_hub": 1,
     "jinja2": 1,
     "yaml": 2,
-    "modelopt": 1,
+    "modelopt": 2,  # quantization and draft heads: two subjects that share nothing
     "tensorrt_llm": 1,
     "jsonschema": 1,
     "lm_eval": 1,

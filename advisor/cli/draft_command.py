@@ -17,6 +17,11 @@ from advisor.cli.options import gather, policy_option, question, rules_option
 @click.option(
     "--draft", type=click.Path(), help="Folder of a smaller model to draft with; n-grams alone without.", metavar="DIR"
 )
+@click.option("--make", type=click.Choice(["layers", "eagle3"]), help="Make a draft first: of the model's layers, or a head.")
+@click.option("--layers", type=click.IntRange(1), help="Layers that --make layers keeps.", metavar="N")
+@click.option("--training", type=click.Path(), help="Texts that --make learns from.", metavar="FILE")
+@click.option("--training-steps", type=click.IntRange(1), default=50, show_default=True, help="Of --make.", metavar="N")
+@click.option("--yes", is_flag=True, help="Do not ask before training.")
 @click.option(
     "--prompts",
     type=click.Path(),
@@ -58,12 +63,13 @@ from advisor.cli.options import gather, policy_option, question, rules_option
 def command(overlay: str | None, policy: str | None, **options: Any) -> int:
     """Measure the acceptance of a draft model, and of n-grams, on the model's own answers to your prompts.
 
-    Both models run here; speeds are estimated for the GPU that is planned for. Says which draft length pays at the planned
-    load, above which it must be off, and that the output stays the target's. Status 3: it does not.
+    A draft that does not exist can be made first (--make). Both models run here; speeds are estimated for the GPU that is
+    planned for. Says which draft length pays at the planned load, above which it must be off, and that the output stays the
+    target's. Status 3: it does not.
     """
     from pathlib import Path
 
-    from advisor import pipeline
+    from advisor import drafting
     from advisor.report.sections import change_lines, rule_lines
 
     own = (
@@ -74,7 +80,16 @@ def command(overlay: str | None, policy: str | None, **options: Any) -> int:
     out = Path(mine.pop("out"))
     mine["prompts"] = Path(mine["prompts"])
     mine["draft"] = None if mine["draft"] is None else Path(mine["draft"])
-    report = pipeline.draft(gather(options), out, overlay=overlay, policy=policy, command=tuple(sys.argv[1:]), **mine)
+    making = _making(options, drafted=mine["draft"] is not None)
+    unasked = options.pop("yes") or not (sys.stdin.isatty() and sys.stderr.isatty())
+    profile = gather(options)
+    if making is not None:
+        click.echo(drafting.foresee_draft(profile, making, mine["prompt_tokens"]), err=True)
+        if not unasked:
+            click.confirm("Go on?", default=True, abort=True, err=True)
+    report = drafting.draft(
+        profile, out, overlay=overlay, policy=policy, command=tuple(sys.argv[1:]), making=making, unasked=unasked, **mine
+    )
     if mine["log_format"] == "json":
         click.echo(report.model_dump_json())
     else:
@@ -87,3 +102,18 @@ def command(overlay: str | None, policy: str | None, **options: Any) -> int:
         for name in ("report.json", "report.html", "measured.json"):
             click.echo(str(out / name))
     return 3 if any(change.gate == "failed" for change in report.changes) else 0
+
+
+def _making(options: dict[str, Any], *, drafted: bool) -> dict[str, Any] | None:
+    from pathlib import Path
+
+    kind, layers, training, steps = (options.pop(name) for name in ("make", "layers", "training", "training_steps"))
+    if kind is None:
+        return None
+    if drafted:
+        raise click.UsageError("Give --draft or --make, not both.")
+    if training is None:
+        raise click.UsageError("--make needs texts to learn from: --training FILE.")
+    if kind == "layers" and layers is None:
+        raise click.UsageError("--make layers needs to know how many are kept: --layers N.")
+    return {"kind": kind, "layers": layers, "training": Path(training), "steps": steps}

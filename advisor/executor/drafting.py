@@ -10,17 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from advisor.errors import InputError, ModelProblem
-from advisor.executor import causal_model, ngrams
+from advisor.executor import causal_model
 from advisor.executor.calibration import SHORTEST, read_prompts
 from advisor.executor.checkpoint import load_exported
-from advisor.executor.decoding import chances, decode, greedy, sampler
+from advisor.executor.decoding import Drafter, LookupDrafter, chances, decode, greedy, sampler
 from advisor.executor.journal import Journal, digest, hash_folder
+from advisor.executor.ngrams import SIZES, Sizes
 from advisor.executor.progress import Progress
 from advisor.executor.replay import LONGEST, Replay, rates_of_run, replay
 from advisor.executor.trial import memory_errors
+from advisor.types import SpeculationMethod
 
 FEWEST = 2
 """answers without which there is no interval"""
@@ -67,7 +69,7 @@ class Answer:
 class Acceptance:
     """One way to draft, replayed over every answer."""
 
-    method: Literal["draft", "ngram"]
+    method: SpeculationMethod
     replays: tuple[Replay, ...]
 
 
@@ -173,9 +175,22 @@ class Desk:
         return Acceptance("draft", tuple(found))
 
     def accepted_ngrams(self, answers: Sequence[Answer]) -> Acceptance:
-        """Of the engine's look-up; a guess is certain, so what is accepted is what the text says, at any temperature."""
-        sizes = ngrams.SIZES[self.order.engine]
-        return Acceptance("ngram", tuple(replay(ngrams.rates(one.prompt, one.text, sizes, LONGEST)) for one in answers))
+        """Of the engine's look-up."""
+        return Acceptance("ngram", tuple(replay(guessed_rates(LookupDrafter(self.sizes), one)) for one in answers))
+
+    def accepted_guesses(self, method: SpeculationMethod, drafter: Drafter, answers: Sequence[Answer]) -> Acceptance:
+        """Of a drafter whose guesses depend on its own guesses: made anew at every token, which takes long."""
+        found = []
+        tick = self.progress.track(f"{method} guesses along the answers", len(answers))
+        for done, one in enumerate(answers, 1):
+            found.append(replay(guessed_rates(drafter, one)))
+            tick(done)
+        return Acceptance(method, tuple(found))
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the n-grams that the engine looks up."""
+        return SIZES[self.order.engine]
 
     def stage(self, name: str, folder: Path, inputs: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A value that depends on a model's files and the inputs, from the journal or made now."""
@@ -226,3 +241,12 @@ class Desk:
             served = self.order.served if folder == self.order.target else None
             self._hashes[folder] = digest([hash_folder(folder), hash_folder(served) if served else {}])
         return self._hashes[folder]
+
+
+def guessed_rates(drafter: Drafter, one: Answer, longest: int = LONGEST) -> tuple[tuple[float, ...], ...]:
+    """Replay's rates of certain guesses along an answer: what is accepted is what the text says, at any temperature."""
+    found = []
+    for start in range(1, len(one.text)):
+        guesses, _ = drafter.propose([*one.prompt, *one.text[:start]], min(longest, len(one.text) - start))
+        found.append(tuple(float(guess == true) for guess, true in zip(guesses, one.text[start:], strict=False)))
+    return tuple(found)

@@ -45,15 +45,3 @@ class Lookup:
             if start is not None:
                 return tuple(self.tokens[start : start + draft_len])
         return ()
-
-
-def rates(prompt: Sequence[int], text: Sequence[int], sizes: Sizes, longest: int) -> tuple[tuple[float, ...], ...]:
-    """Replay's rates of the looked-up guesses over a text that follows a prompt; the first token is the prompt's own."""
-    looked_up = Lookup(sizes)
-    looked_up.extend([*prompt, *text[:1]])
-    found = []
-    for start in range(1, len(text)):
-        guesses = looked_up.propose(longest)
-        found.append(tuple(float(guess == true) for guess, true in zip(guesses, text[start:], strict=False)))
-        looked_up.extend(text[start : start + 1])
-    return tuple(found)

@@ -6,12 +6,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from advisor.executor.decoding import Drafter, LookupDrafter, ModelDrafter, Reader, chances, decode, speculate
 from advisor.executor.drafting import Answer, Desk
-from advisor.executor.ngrams import SIZES
 from advisor.executor.rejection import NOTHING, Unchanged, accept_everything, check_position, settle
+from advisor.types import SpeculationMethod
 
 DRAWS = 20_000
 """drafts settled at one position: tokens of probability 0.00025 and more have a cell of their own"""
@@ -25,7 +25,7 @@ SIGNIFICANCE = 1e-3
 class Identity:
     """Greedy answers decoded twice: plainly and with a draft."""
 
-    method: Literal["draft", "ngram"]
+    method: SpeculationMethod
     draft_len: int
     answers: int
     identical: int
@@ -38,8 +38,8 @@ class Identity:
     plain_seconds: float
     gap: float | None
     """smallest difference of the two best logits where an answer first differs; None: none does"""
-    predicted_gain: float
-    """tokens per step over what the steps cost on this machine"""
+    predicted_gain: float | None
+    """tokens per step over what the steps cost on this machine; None: its drafting is not as an engine does it"""
     bits: int
     """of the arithmetic: near ties of logits are told apart in 32"""
 
@@ -68,8 +68,8 @@ class Sampling:
         return self.rule.p_value >= SIGNIFICANCE
 
 
-def prove_greedy(desk: Desk, answers: Sequence[Answer], method: Literal["draft", "ngram"]) -> Identity:
-    """Decode the first answers plainly and with a draft, and compare them token by token."""
+def prove_greedy(desk: Desk, answers: Sequence[Answer], method: SpeculationMethod, head: Drafter | None = None) -> Identity:
+    """Decode the first answers plainly and with a draft, and compare them token by token. head: what drafts for "eagle3"."""
     order, some = desk.order, answers[: desk.order.proofs]
 
     def make() -> dict[str, Any]:
@@ -81,7 +81,8 @@ def prove_greedy(desk: Desk, answers: Sequence[Answer], method: Literal["draft",
             plain = decode(target, one.prompt, order.answer_tokens, desk.stops())
             found["plain_seconds"] += _clock(target) - began
             began = _clock(target)
-            made = speculate(target, _drafter(desk, method), one.prompt, order.answer_tokens, desk.stops(), order.draft_len)
+            drafter = head or _drafter(desk, method)
+            made = speculate(target, drafter, one.prompt, order.answer_tokens, desk.stops(), order.draft_len)
             found["seconds"] += _clock(target) - began
             found["tokens"] += len(made.text) - 1
             found["steps"] += made.steps
@@ -89,14 +90,14 @@ def prove_greedy(desk: Desk, answers: Sequence[Answer], method: Literal["draft",
             if made.text != plain.text:
                 gaps.append(_gap(target, one.prompt, plain.text, made.text))
             tick(done)
-        cost = _step_cost(desk, method, some[0])
+        cost = None if head is not None else _step_cost(desk, method, some[0])
         return found | {
             "method": method,
             "draft_len": order.draft_len,
             "answers": len(some),
             "bits": 8 * next(target.parameters()).element_size(),
             "gap": min(gaps, default=None),
-            "predicted_gain": found["tokens"] / found["steps"] / cost,
+            "predicted_gain": None if cost is None else found["tokens"] / found["steps"] / cost,
         }
 
     inputs = {
@@ -140,14 +141,14 @@ def prove_sampling(desk: Desk, answers: Sequence[Answer]) -> Sampling:
     return Sampling(value["positions"], DRAWS, temperature, Unchanged(*value["rule"]), Unchanged(*value["control"]))
 
 
-def _drafter(desk: Desk, method: Literal["draft", "ngram"]) -> Drafter:
+def _drafter(desk: Desk, method: SpeculationMethod) -> Drafter:
     if method == "ngram":
-        return LookupDrafter(SIZES[desk.order.engine])
+        return LookupDrafter(desk.sizes)
     assert desk.order.draft is not None
     return ModelDrafter(desk.model(desk.order.draft))
 
 
-def _step_cost(desk: Desk, method: Literal["draft", "ngram"], one: Answer) -> float:
+def _step_cost(desk: Desk, method: SpeculationMethod, one: Answer) -> float:
     """A speculative step over a plain one, on this machine: the drafts and their verification, timed by themselves."""
     text, draft_len = [*one.prompt, *one.text], desk.order.draft_len
     target = desk.model(desk.order.target)

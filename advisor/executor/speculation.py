@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from advisor.errors import InputError, ModelProblem
 from advisor.executor import causal_model
 from advisor.executor.drafting import Desk, Order
+from advisor.executor.eagle_head import HeadDrafter
 from advisor.executor.journal import Journal
+from advisor.executor.making import Made, Making, make_draft
 from advisor.executor.progress import Progress
 from advisor.executor.proving import Identity, Sampling, prove_greedy, prove_sampling
 from advisor.executor.replay import LONGEST, Figure, Replay, acceptance_at, tokens_per_step
 from advisor.executor.request import Request
-from advisor.types import Change, Plan, Profile, Scalar
+from advisor.types import Change, Plan, Profile, Scalar, SpeculationMethod
 
 COUNT = 32
 """prompts of a measurement, at most, unless said otherwise"""
-PREFIX = {"draft": "", "ngram": "ngram_"}
-"""before the names of a method's measured facts"""
+PREFIX: dict[SpeculationMethod, str] = {"draft": "", "ngram": "ngram_"}
+"""before the names of a method's measured facts; a head made here has none: no rule asks for one that is not published"""
 
 
 @dataclass(frozen=True)
 class Way:
     """What one way to draft gave."""
 
-    method: Literal["draft", "ngram"]
+    method: SpeculationMethod
     replays: tuple[Replay, ...]
     identity: Identity
     sampling: Sampling | None
@@ -46,6 +48,8 @@ class Way:
 
     def facts(self) -> dict[str, Scalar]:
         """As measured facts: a draft of one token gives 1 + acceptance tokens a step."""
+        if self.method not in PREFIX:
+            return {}
         prefix, given = PREFIX[self.method], {length: round(figure[0], 4) for length, figure in self.tokens().items()}
         found: dict[str, Scalar] = {f"{prefix}acceptance": round(given[1] - 1, 4)}
         return found | {f"{prefix}tokens_per_step_{length}": tokens for length, tokens in given.items()}
@@ -71,6 +75,8 @@ class Measured:
     ways: tuple[Way, ...]
     seconds: float
     peak_gib: float
+    made: Made | None = None
+    """the draft that was made for it"""
 
 
 Weigh = Callable[[Measured], tuple[tuple[Change, ...], dict[str, Scalar]]]
@@ -107,9 +113,17 @@ def check_order(order: Order) -> None:
     causal_model.check_decoding([order.target, *([order.draft] if order.draft else ())])
 
 
-def measure(order: Order, journal: Journal, progress: Progress) -> Measured:
-    """Answer, replay, prove; finished stages are taken from the journal. Raises InputError, ModelProblem, NotPossible."""
+def measure(order: Order, journal: Journal, progress: Progress, making: Making | None = None) -> Measured:
+    """Answer, replay, prove; before it the draft is made where one is to be. Finished stages are taken from the journal.
+
+    Raises InputError, ModelProblem, NotPossible, FileProblem, MissingExtra.
+    """
     began = time.monotonic()
+    made, head = None, None
+    if making is not None:
+        made, model = make_draft(making, order, journal, progress)
+        order = order if model is not None else replace(order, draft=made.folder)
+        head = HeadDrafter(model) if model is not None else None
     desk = Desk(order, journal, progress)
     if order.draft is not None:
         desk.check_draft()
@@ -122,5 +136,9 @@ def measure(order: Order, journal: Journal, progress: Progress) -> Measured:
         identity = prove_greedy(desk, answers, one.method)
         sampling = prove_sampling(desk, answers[: order.proofs]) if one.method == "draft" else None
         ways.append(Way(one.method, one.replays, identity, sampling, order.seed))
+    if head is not None:
+        some = answers[: order.proofs]
+        replays = desk.accepted_guesses("eagle3", head, some).replays
+        ways.insert(0, Way("eagle3", replays, prove_greedy(desk, some, "eagle3", head), None, order.seed))
     tokens = sum(len(one.text) for one in answers)
-    return Measured(order, len(answers), tokens, tuple(ways), time.monotonic() - began, causal_model.peak_gib())
+    return Measured(order, len(answers), tokens, tuple(ways), time.monotonic() - began, causal_model.peak_gib(), made)

@@ -207,8 +207,11 @@ def remedy_ban(rule: Rule, policy: Policy, *, unasked: bool) -> str:
     unasked: nobody is there to be asked.
     """
     banned = rule_ban(rule.id, policy)
-    if banned or rule.applies.action not in TRAINS:
-        return banned
+    return banned or (training_ban(policy, unasked=unasked) if rule.applies.action in TRAINS else "")
+
+
+def training_ban(policy: Policy, *, unasked: bool) -> str:
+    """Why nothing may be trained: the policy's place and word; "" when it may. unasked: nobody is there to be asked."""
     if policy.training == "never" or (policy.training == "ask" and unasked):
         return f"{place(policy, 'training')} (training: {policy.training})"
     return ""
