@@ -18,6 +18,7 @@ from advisor.estimator.silicon import NotMeasured, Question, ask, config_of, for
 from advisor.prediction import predict_lines
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
+from advisor.report.commands import upcoming
 from advisor.report.rendering import render
 from advisor.types import Deployment, Engine, Load, Report, SecondFigure, SecondOpinion, Speculation
 
@@ -108,6 +109,17 @@ def test_the_pages_show_both_and_what_has_no_answer() -> None:
         assert "+25.0" in page and "12.5" in page and "no answer: no" in page, form
         assert form == "text" or "<data>" not in page
     assert Report.model_validate_json(render(report, "json")) == report
+    unanswered = report.model_copy(update={"second_opinions": opinions[1:]})
+    assert all("difference, %" not in render(unanswered, form) for form in ("text", "markdown", "html"))
+
+
+def test_the_next_commands_do_not_ask_again() -> None:
+    asked = ("--model", MODEL.name, "--gpu", "h100", "--estimator", "silicon", "--grid", "--format=html")
+    report = pipeline.advise(pipeline.profile(MODEL.name, gpu="h100"), command=asked)
+    assert [command for _, command in upcoming(report)] == [
+        f"advise emit --model {MODEL.name} --gpu h100 --out serving",
+        f"advise apply --model {MODEL.name} --gpu h100 --out applied",
+    ]
 
 
 # ---------------------------------------------------------------- what it answers

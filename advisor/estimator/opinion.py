@@ -45,7 +45,10 @@ def instead(ours: Estimate, model: Model, gpu: Gpu, deployment: Deployment, load
             **figures,
             "basis": {**ours.basis, **dict.fromkeys(figures, "silicon")},
             "range": {name: span for name, span in ours.range.items() if name not in figures},
-            "notes": (*ours.notes, f"times by {found.source}; against our own: {shares}"),
+            "notes": (
+                *(note for note in ours.notes if not note.startswith("TTFT:")),
+                f"times by {found.source}; against our own: {shares}",
+            ),
         }
     )
 

@@ -7,7 +7,8 @@ import shlex
 from advisor.report.outcome import unpublished
 from advisor.types import Report
 
-_SHOWING = ("--format", "-f", "-o", "--output")
+_SHOWING = ("--format", "-f", "-o", "--output", "--estimator")
+"""options with a value that only the advice takes"""
 
 
 def repeat(report: Report) -> str:
@@ -66,7 +67,7 @@ def _arguments(report: Report) -> tuple[str, ...]:
     for word in words:
         if word in _SHOWING:
             next(words, None)
-        elif not word.startswith(tuple(f"{flag}=" for flag in _SHOWING)):
+        elif word != "--grid" and not word.startswith(tuple(f"{flag}=" for flag in _SHOWING)):
             kept.append(word)
     return tuple(kept)
 
