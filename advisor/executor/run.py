@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from advisor.executor import checkpoint, evaluation
@@ -15,7 +16,7 @@ from advisor.executor.progress import Progress
 from advisor.executor.quantization import Scheme, Sensitivities
 from advisor.executor.request import Remedy, Request
 from advisor.executor.scoring import Loss, measure_score, scored
-from advisor.executor.trial import Bench, Trial
+from advisor.executor.trial import Bench, Sequences, Trial
 from advisor.types import Calibration, Change, Interval, Plan, Profile, Scalar
 
 ALPHAS = (0.7, 0.8, 0.9)
@@ -32,6 +33,8 @@ class Run:
         self.metric = self.goal.accuracy_metric if self.goal.accuracy_metric in evaluation.METRICS else "perplexity"
         self.split = material.split
         self.calibration = material.split.calibration if material.split else ()
+        self.spare = (len(material.split.reserve) + 1) // 2 if material.split else 0
+        """prompts of the reserve that are kept to recalibrate on"""
         self.lengths = material.lengths
         self.began = time.monotonic()
         self.changes: list[Change] = []
@@ -99,14 +102,11 @@ class Run:
         trial = self.bench.run(name, scheme, self.calibration, held_out)
         blocks = self.bench.measure(name, trial, held_out)
         loss, verdict, scores = self.judge(name, blocks, trial)
-        more = verdict == "inconclusive" and len(held_out) < len(self.split.evaluation)
-        if more and not scored(self.goal.accuracy_metric):
-            self.progress.say(
-                "noise", f"{name}: within the noise; all {len(self.split.evaluation)} held-out prompts are measured"
-            )
-            held_out = self.split.evaluation
-            self.bench.original(held_out)
-            blocks = self.bench.measure(name, trial, held_out)
+        while verdict == "inconclusive" and not scored(self.goal.accuracy_metric) and (more := self._more(held_out, action)):
+            held_out = (*held_out, *more)
+            self.progress.say("noise", f"{name}: within the noise; {len(held_out)} held-out prompts are measured")
+            self.bench.original(more)
+            blocks = (*blocks, *self.bench.measure(name, trial, more))
             loss, verdict, scores = self.judge(name, blocks, trial)
         refusal = checkpoint.check_engine(trial.folder, self.profile.engine.name, self.profile.engine.version)
         verdict = "failed" if refusal else verdict
@@ -120,6 +120,20 @@ class Run:
         self.changes.append(change.model_copy(update={"accuracy": (*change.accuracy, *scores), "detail": detail}))
         self.progress.say("gate", f"{name}: {self.changes[-1].detail.splitlines()[0]}", verdict=verdict, loss_pct=loss[0])
         return "passed" if verdict in ("passed", "no budget") else verdict
+
+    def _more(self, held_out: Sequences, action: str) -> Sequences:
+        """Prompts to measure further on, where the time allows: the held-out ones that are left, then as many of production's
+        reserve as were measured. These judge from then on and nothing learns from them; half of the reserve is left to
+        recalibrate on, and none is taken that something may have learned from."""
+        assert self.split is not None
+        rest = self.split.evaluation[len(held_out) :]
+        learned = action not in ("quantize", "mixed_precision") or self.facts["recalibrated"] or self.request.student_layers
+        if rest or learned or self.late():
+            return rest
+        fresh = self.split.reserve[: max(0, min(len(held_out), len(self.split.reserve) - self.spare))]
+        judging, reserve = (*self.split.evaluation, *fresh), self.split.reserve[len(fresh) :]
+        self.split = replace(self.split, evaluation=judging, reserve=reserve)
+        return fresh
 
     def judge(self, name: str, blocks: Sequence[Block], trial: Trial | None) -> tuple[Loss, str, tuple[Interval, ...]]:
         """The loss, the verdict, and the scores where the metric is one. trial None: of the run's own model, a student."""
