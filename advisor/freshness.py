@@ -112,9 +112,9 @@ def check(
     return _concluded(tuple(drifts))
 
 
-def merged(found: Freshness, more: tuple[Drift, ...]) -> Freshness:
-    """A judgement with further drifts."""
-    return _concluded(found.drifts + more)
+def merged(found: Freshness | None, more: tuple[Drift, ...]) -> Freshness:
+    """A judgement with further drifts; None: there was nothing to judge but these."""
+    return _concluded((found.drifts if found else ()) + more)
 
 
 def _concluded(drifts: tuple[Drift, ...]) -> Freshness:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from advisor import __version__
-from advisor.errors import InputError, NotPossible, UnknownName
+from advisor.errors import InputError, NotPossible, PolicyProblem, UnknownName
 from advisor.types import (
     Change,
     Correction,
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from advisor.reasoner.rulebook import Rulebook
     from advisor.reasoner.vocabulary import Fact
 
+READINGS = {"free_memory_gib", "processes", "notes"}
+"""of a GPU, that are others at each look"""
 DEFAULT_TRAFFIC = "chat"
 DEFAULT_ENGINE = "tensorrt-llm"
 DEFAULT_VERSIONS = {"tensorrt-llm": "1.2.1", "vllm": "0.32.0"}
@@ -256,40 +257,58 @@ def apply(
     log_format: Literal["text", "json"] = "text",
     stream: IO[str] | None = None,
     serving: Mapping[str, Any] | None = None,
+    publish: tuple[str, ...] = (),
     **options: Any,
 ) -> tuple[Report, Outcome]:
     """Carry out a report's plan, measure, and ask the same rules again until the gate passes or nothing is left; then serve it.
 
     A report of advise_student: its student is cut and distilled first, and takes the model's place.
     options: the fields of executor.request.Request. serving: the options of measurement.serve. Within the report's policy;
-    unasked: nobody is there to be asked. stream: where progress is told; stderr without it. The report comes back with what
-    was done in it. Raises InputError, NotPossible, MissingExtra, FileProblem, NoPlanFits.
+    unasked: nobody is there to be asked. publish: places (hf://org/name, s3://bucket/folder, …) that get the result once its
+    gates have passed. stream: where progress is told; stderr without it. The report comes back with what was done in it.
+    Raises InputError, PolicyProblem, NotPossible, MissingExtra, FileProblem, NoPlanFits.
     """
     import json
+    from dataclasses import replace
 
     from advisor import measurement
     from advisor.acceptance import adopt_speculation, facts_of, judge, with_measured
+    from advisor.estimator.memory import weight_bytes
+    from advisor.executor.delivery import deliver, open_shelf
     from advisor.executor.progress import Progress
     from advisor.executor.request import Answer, Remedy, Request, Served
     from advisor.executor.rounds import carry_out
     from advisor.executor.serving import write_serving
     from advisor.executor.speculation import Measured
+    from advisor.executor.spending import Limit
     from advisor.library import read_text
-    from advisor.reasoner.policing import remedy_ban, seconds_allowed
+    from advisor.reasoner.policing import check_places, remedy_ban, spend_limits
     from advisor.reasoner.remedies import find_remedies
     from advisor.report.rendering import render
 
     _, rulebook, policy = govern(report.profile, overlay=overlay, policy=report.policy)
     profile, plan = report.profile, report.plan
-    request = Request(**options, version=__version__)
     student = None
     if plan.distillation is not None and plan.distillation.teacher is not None:
         rule = rulebook.rule(plan.distillation.rule)
+        if policy is not None and (ban := remedy_ban(rule, policy, unasked=unasked)):
+            raise PolicyProblem("the policy lets no student be distilled", where=ban, hint="plan without --student-layers")
         student = Remedy(rule.id, rule.applies.action, rule.applies.parameters)
-        request = replace(request, student_layers=profile.model.layers)
+        options["student_layers"] = profile.model.layers
     if policy is not None:
-        request = replace(request, max_seconds=seconds_allowed(policy, request.max_seconds, profile.gpu.count))
+        check_places(publish, policy)
     check_supported(profile, plan)
+    shelves = tuple(open_shelf(place) for place in publish)
+    for shelf in shelves:
+        shelf.check_writable()
+    request = Request(
+        **options,
+        shelves=shelves,
+        version=__version__,
+        question=question_hash(report, rulebook, serving or {}),
+        limits=tuple(Limit(*one) for one in spend_limits(policy)) if policy is not None else (),
+        checkpoint_bytes=weight_bytes(profile.model, plan.deployment),
+    )
     progress, how = Progress(log_format, stream), dict(serving or {})
     if how.get("wanted"):
         measurement.check_servable(report, how.get("engine_python"))
@@ -301,9 +320,10 @@ def apply(
 
     def ask(measured: Mapping[str, Scalar]) -> Answer:
         fired, wanted = find_remedies(with_facts(measured), rulebook)
-        allowed = (rule for rule in fired if policy is None or not remedy_ban(rule, policy, unasked=unasked))
-        remedies = tuple(Remedy(rule.id, rule.applies.action, rule.applies.parameters) for rule in allowed)
-        return Answer(remedies, wanted)
+        judged = [(rule, remedy_ban(rule, policy, unasked=unasked) if policy is not None else "") for rule in fired]
+        remedies = [(Remedy(rule.id, rule.applies.action, rule.applies.parameters), ban) for rule, ban in judged]
+        allowed = tuple(remedy for remedy, ban in remedies if not ban)
+        return Answer(allowed, wanted, forbidden=tuple((remedy, ban) for remedy, ban in remedies if ban))
 
     def weigh(measured: Measured) -> tuple[tuple[Change, ...], dict[str, Scalar]]:
         facts = facts_of(measured)
@@ -311,6 +331,9 @@ def apply(
 
     def serve(checkpoint: Path | None, changes: tuple[Change, ...], measured: Mapping[str, Scalar], passed: bool) -> Served:
         made, work = told(changes, measured), request.work / "serving"
+        left = progress.spending.seconds_left if progress.spending is not None else None
+        if left is not None:
+            how["seconds"] = max(1.0, min(how.get("seconds", left), left))
         return measurement.serve(made, checkpoint, work, passed=passed, tell=lambda line: progress.say("serve", line), **how)
 
     def told(changes: tuple[Change, ...], measured: Mapping[str, Scalar]) -> Report:
@@ -331,7 +354,29 @@ def apply(
         return files | (write_serving(made.plan, named, made=beside) | logs if published else {})
 
     outcome = carry_out(request, profile, plan, parameters, ask, pages, progress, weigh, serve, student)
+    if outcome.published:
+        outcome = replace(outcome, places=tuple(deliver(shelf, outcome.folder, progress) for shelf in shelves))
     return told(outcome.changes, outcome.measured), outcome
+
+
+def question_hash(report: Report, rulebook: Rulebook, serving: Mapping[str, Any]) -> str:
+    """A hash of what is to be done: for which profile, by which plan, policy and rules.
+
+    Left out: where a fact was read, the readings of a running machine, what earlier measurements make the estimates say.
+    """
+    import hashlib
+    import json
+
+    profile, plan = report.profile, report.plan
+    content = (
+        profile.model_dump(mode="json", exclude={"sources": True, "corrections": True, "gpu": READINGS}),
+        plan.deployment.model_dump(mode="json"),
+        [(step.rule, step.changes) for step in plan.steps],
+        report.policy.model_dump(mode="json", exclude={"file", "lines", "rules"}) if report.policy else None,
+        [rule.model_dump(mode="json") for rule in rulebook.rules],
+        serving.get("wanted"),
+    )
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def check_supported(profile: Profile, plan: Plan) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import FileProblem
+from advisor.executor.delivery import fetch, open_shelf
 from advisor.executor.journal import hash_folder
+from advisor.executor.seal import SEAL, read_seal
 from advisor.freshness import Drift
 from advisor.library import parse_yaml, read_text
 from advisor.types import Report, Scalar
@@ -52,6 +54,28 @@ def served_drifts(report: Report, folder: Path) -> tuple[Drift, ...]:
     return tuple(drifts)
 
 
+def sealed_drifts(folder: Path) -> tuple[Drift, ...]:
+    """Files of a published folder's checkpoint that are gone or of another size, and a seal that is missing: half-written.
+
+    A folder that `advise apply` did not make has neither seal nor journal, and no drift. Raises FileProblem.
+    """
+    seal = read_seal(folder)
+    if seal is None:
+        return (_half_written(str(folder)),) if (folder / JOURNAL).is_file() else ()
+    broken = (name for name in seal.broken(folder, content=False) if name.startswith(f"{CHECKPOINT}/"))
+    return tuple(_broken(f"{folder}/{name}") for name in broken)
+
+
+def bring(place: str, folder: Path, *, hashes: bool) -> tuple[Drift, ...]:
+    """Fetch what is published at a place (hf://, s3://, …) into a folder, but for large files; a drift for each that is not
+    there as published, by size and with `hashes` by SHA-256, or for the whole where it is half-written.
+
+    Raises InputError, MissingExtra, FileProblem.
+    """
+    broken = fetch(open_shelf(place), folder, content=hashes)
+    return (_half_written(place),) if broken is None else tuple(_broken(f"{place}/{name}") for name in broken)
+
+
 def content_drifts(folder: Path, model: Path | None = None) -> tuple[Drift, ...]:
     """Files of an applied folder's checkpoint that are not those that passed the gate, by the journal's SHA-256; and with the
     model's folder, its files that are not those that the checkpoint was made from. Raises FileProblem without a journal."""
@@ -68,14 +92,29 @@ def content_drifts(folder: Path, model: Path | None = None) -> tuple[Drift, ...]
     ]
     if not there:
         drifts.append(Drift(fact=str(checkpoint), advised=None, now=None, stale=True, says="the checkpoint has no weights"))
-    made_from: dict[str, str] = next((one["model"] for one in events if one["event"] == "inputs"), {})
-    now = hash_folder(model) if model is not None else made_from
+    return (*drifts, *(origin_drifts(folder, model) if model is not None else ()))
+
+
+def origin_drifts(folder: Path, model: Path) -> tuple[Drift, ...]:
+    """The model's files that are not those that an applied folder's checkpoint was made from. Raises FileProblem."""
+    events = _events(folder / JOURNAL)
+    made_from: dict[str, str] = next((one["model"] for one in reversed(events) if one["event"] == "inputs"), {})
+    now = hash_folder(model)
+    drifts = []
     for name in sorted(made_from):
         if name.endswith((*WEIGHTS, "config.json")) and now.get(name) != made_from[name]:
             short = f"sha256 {made_from[name][:12]}"
             yet = f"sha256 {now[name][:12]}" if name in now else "gone"
             drifts.append(Drift(fact=f"{model}/{name}", advised=short, now=yet, stale=True, says="made from other weights"))
     return tuple(drifts)
+
+
+def _half_written(where: str) -> Drift:
+    return Drift(fact=where, advised=None, now=None, stale=True, says=f"half-written: there is no {SEAL}, do not serve it")
+
+
+def _broken(where: str) -> Drift:
+    return Drift(fact=where, advised=None, now=None, stale=True, says="not there as it was published")
 
 
 def _events(path: Path) -> list[dict[str, Any]]:

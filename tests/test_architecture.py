@@ -52,7 +52,8 @@ ALLOWED = {
 FOREIGN = {
     "aiconfigurator_core": 1,
     "pynvml": 1,
-    "huggingface_hub": 1,
+    "huggingface_hub": 2,
+    "fsspec": 1,
     "jinja2": 1,
     "yaml": 2,
     "modelopt": 2,  # quantization and draft heads: two subjects that share nothing

@@ -17,6 +17,7 @@ from advisor import pipeline
 from advisor.cli import main
 from advisor.errors import FileProblem, PolicyProblem
 from advisor.executor.journal import hash_file, hash_folder
+from advisor.executor.seal import SEAL, seal_folder
 from advisor.freshness import check, refresh
 from advisor.profiler.stored import load_report
 from advisor.rounds import go_round
@@ -188,6 +189,7 @@ def _journal(applied: Path, model: Path) -> None:
         {"event": "finished", "files": {"round-1/model.safetensors": hash_file(applied / "checkpoint" / "model.safetensors")}},
     ]
     (applied / "journal.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events), encoding="utf-8")
+    seal_folder(applied, {}, "published")
 
 
 def test_files_that_did_not_pass_the_gate_are_a_drift(
@@ -209,6 +211,19 @@ def test_files_that_did_not_pass_the_gate_are_a_drift(
     (applied / "journal.jsonl").write_text("[]\n", encoding="utf-8")
     assert _run(monkeypatch, "check", applied, "--hashes") == 1
     assert _run(monkeypatch, "check", applied / "report.json", "--hashes") == 2
+
+
+def test_a_folder_without_its_seal_is_half_written(
+    applied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _journal(applied, tmp_path / "model")
+    assert _run(monkeypatch, "check", applied) == 0
+    (applied / "checkpoint" / "model.safetensors").unlink()
+    assert _run(monkeypatch, "check", applied) == 3
+    assert "checkpoint/model.safetensors: not there as it was published" in capsys.readouterr().out
+    (applied / SEAL).unlink()
+    assert _run(monkeypatch, "check", applied) == 3
+    assert "half-written: there is no published.json" in capsys.readouterr().out
 
 
 def test_a_gate_that_failed_first_and_passed_then_is_fresh(report: Report) -> None:

@@ -6,12 +6,14 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -283,6 +285,17 @@ def test_the_commands_of_the_page_work(shell: Any) -> None:
         expected = 1 if "http://server" in line else 0
         assert status == expected, f"{line}\n{out}\n{err}"
     assert (shell.work / "sweep.html").exists() and len((shell.work / "sweep.jsonl").read_text().splitlines()) == 60
+
+
+def test_the_pages_apply_command_is_one() -> None:
+    """Run with a real model, a hub and an S3 server in test_delivery.py; here its options are held against the command's."""
+    from advisor.cli.apply_command import command
+
+    page = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\nadvise apply (.*?)```", page, re.DOTALL)
+    words = shlex.split(block.replace("\\\n", " "))
+    parsed = command.make_parser(click.Context(command)).parse_args(words)
+    assert parsed[0]["publish"] == ["hf://our-org/model-fp8", "s3://ours/models/model-fp8"] and parsed[1] == []
 
 
 def test_the_page_names_every_key_of_a_policy() -> None:

@@ -18,7 +18,7 @@ from advisor.cli import main
 from advisor.errors import FileProblem, InputError, NoPlanFits, PolicyProblem, RuleProblem
 from advisor.reasoner.decision import decide
 from advisor.reasoner.diagnosis import diagnose
-from advisor.reasoner.policing import budget_for, govern, remedy_ban, seconds_allowed, version_allowed
+from advisor.reasoner.policing import budget_for, govern, remedy_ban, spend_limits, version_allowed
 from advisor.reasoner.policy_file import read_policy
 from advisor.types import Policy, Profile, Quantized, Report, Speculation
 
@@ -350,12 +350,11 @@ def test_training_runs_as_the_policy_says(tmp_path: Path, training: str, unasked
     assert "forbid: accuracy-missed/*" in remedy_ban(rules["accuracy-missed/recalibrate"], forbidding, unasked=unasked)
 
 
-@pytest.mark.parametrize(
-    ("spend", "asked", "gpus", "seconds"),
-    [("{}", None, 8, None), ("{hours: 2}", None, 8, 7200), ("{gpu_hours: 4}", None, 8, 1800), ("{hours: 2}", 60.0, 8, 60)],
-)
-def test_the_time_that_applying_may_take(tmp_path: Path, spend: str, asked: float | None, gpus: int, seconds: object) -> None:
-    assert seconds_allowed(_policy(tmp_path, f"spend: {spend}\n"), asked, gpus) == seconds
+def test_what_applying_may_spend(tmp_path: Path) -> None:
+    assert spend_limits(_policy(tmp_path, "spend: {}\n")) == ()
+    policy = _policy(tmp_path, "spend: {hours: 2, gpu_hours: 4, disk_gib: 3}\n")
+    assert [one[:2] for one in spend_limits(policy)] == [("seconds", 7200), ("gpu_seconds", 14400), ("bytes", 3 * 2**30)]
+    assert spend_limits(policy)[0][2] == f"{policy.file}:1 (hours: 2)"
 
 
 def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,10 +365,12 @@ def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pyt
     seen: dict[str, object] = {}
 
     def carry_out(request: Request, profile: object, plan: object, parameters: object, ask: Any, *others: object) -> Outcome:
-        seen["seconds"] = request.max_seconds
+        seen["limits"] = [limit.most for limit in request.limits]
         facts = {"accuracy_loss_pct": 9.0, "accuracy_inconclusive": False, "scheme": "fp8", "recalibrated": True}
         tried = {"mixed_precision_tried": True, "qat_tried": False, "calibration_prompts": 512, "recalibration_left": False}
-        seen["actions"] = {remedy.action for remedy in ask(facts | tried).remedies}
+        answer = ask(facts | tried)
+        seen["actions"] = {remedy.action for remedy in answer.remedies}
+        seen["forbidden"] = {remedy.action: ban for remedy, ban in answer.forbidden}
         raise _LookedAt
 
     monkeypatch.setattr(rounds, "carry_out", carry_out)
@@ -382,10 +383,11 @@ def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pyt
         return seen["actions"]
 
     assert "qat" in remedies("training: unasked\nspend: {hours: 1}\n", True)  # type: ignore[operator]
-    assert seen["seconds"] == 3600
+    assert seen["limits"] == [3600]
     assert "qat" in remedies("training: ask\n", False)  # type: ignore[operator]
     assert "qat" not in remedies("training: ask\n", True)  # type: ignore[operator]
     assert "qat" not in remedies("training: never\n", False)  # type: ignore[operator]
+    assert "training: never" in seen["forbidden"]["qat"]  # type: ignore[index]
 
 
 class _LookedAt(Exception):

@@ -18,7 +18,20 @@ if TYPE_CHECKING:
 @question
 @rules_option
 @policy_option
-@click.option("--out", required=True, type=click.Path(), help="Folder to publish into; must not be there yet.", metavar="DIR")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(),
+    help="Folder to publish into. What the same inputs and versions gave there already is reused.",
+    metavar="DIR",
+)
+@click.option("--replace", is_flag=True, help="Put the result in the place of one of other inputs, once its gates passed.")
+@click.option(
+    "--publish",
+    multiple=True,
+    help="Send it there once its gates passed: hf://org/name, s3://bucket/folder, … May be repeated.",
+    metavar="PLACE",
+)
 @click.option(
     "--calibration", type=click.Path(), help='Prompts to calibrate on: {"text"} or {"messages"} a line.', metavar="FILE"
 )
@@ -31,7 +44,9 @@ if TYPE_CHECKING:
 @click.option("--draft", type=click.Path(), help="Folder of a draft model: measure how often it is accepted.", metavar="DIR")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; finished work is not done again.")
 @click.option("--yes", is_flag=True, help="Do not ask before beginning.")
-@click.option("--auto", is_flag=True, help="The same as --yes: further rounds are never asked about.")
+@click.option(
+    "--auto", is_flag=True, help="Ask nothing; go on with a stopped run whatever changed since, redoing what depends on it."
+)
 @click.option("--max-rounds", type=click.IntRange(1), default=6, show_default=True, help="Trials at most.", metavar="N")
 @click.option("--max-time", type=float, help="Begin no round after so many minutes.", metavar="MIN")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N")
@@ -89,9 +104,9 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
     from advisor import pipeline
 
     own = (
-        "calibration", "production", "draft", "resume", "yes", "auto", "max_rounds", "max_time", "seed", "calibration_prompts",
-        "evaluation_prompts", "prompt_tokens", "score_command", "tasks", "keep_high_precision", "student_layers",
-        "student_steps", "log_format",
+        "publish", "calibration", "production", "draft", "replace", "resume", "yes", "auto", "max_rounds", "max_time", "seed",
+        "calibration_prompts", "evaluation_prompts", "prompt_tokens", "score_command", "tasks", "keep_high_precision",
+        "student_layers", "student_steps", "log_format",
     )  # fmt: skip
     mine = {name: options.pop(name) for name in own}
     serving = {
@@ -113,11 +128,14 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         unasked=unasked,
         log_format=mine["log_format"],
         serving=serving,
+        publish=mine["publish"],
         out=Path(out).absolute(),
         calibration=_path(mine["calibration"]),
         production=_path(mine["production"]),
         draft=_path(mine["draft"]),
         resume=mine["resume"],
+        renew=mine["auto"],
+        replace=mine["replace"],
         max_rounds=mine["max_rounds"],
         max_seconds=None if mine["max_time"] is None else mine["max_time"] * 60,
         seed=mine["seed"],
@@ -136,11 +154,11 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         for change in made.changes:
             click.echo(f"{change.gate:>12}  {change.action} ({change.rule}): {change.detail.splitlines()[0]}")
         click.echo(outcome.summary)
-        click.echo(
-            f"written: {outcome.folder}"
-            if outcome.published
-            else f"nothing published; what was made is kept in {outcome.folder}"
-        )
+        word = "reused" if outcome.reused else "written"
+        kept = f"nothing published; what was made is kept in {outcome.folder}"
+        click.echo(f"{word}: {outcome.folder}" if outcome.published else kept)
+        for place in outcome.places:
+            click.echo(f"published: {place}")
     return 0 if outcome.published else 3
 
 

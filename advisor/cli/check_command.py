@@ -10,7 +10,9 @@ import click
 from advisor.cli.options import policy_option, rules_option
 
 if TYPE_CHECKING:
-    from advisor.freshness import Freshness
+    from pathlib import Path
+
+    from advisor.freshness import Drift, Freshness
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 STALE = 3
@@ -37,10 +39,10 @@ def now_options(function: Function) -> Function:
 
 
 @click.command("check")
-@click.argument("target", metavar="REPORT.json|DIR", type=click.Path())
+@click.argument("target", metavar="REPORT.json|DIR|PLACE", type=click.Path())
 @click.option("--serving", type=click.Path(), help="Folder of the serving files; of DIR its own.", metavar="DIR")
 @click.option(
-    "--hashes", is_flag=True, help="Of DIR: are the checkpoint's files, and the model's, those of the gate? Reads all."
+    "--hashes", is_flag=True, help="Of DIR or PLACE: are the checkpoint's files, and the model's, those of the gate? Reads all."
 )
 @now_options
 @policy_option
@@ -51,30 +53,54 @@ def command(
 ) -> int:
     """Judge a deployment against what was advised: one line per drift, exit status 3 when the advice is stale.
 
-    REPORT.json is what `advise --format json` wrote; DIR holds a report.json and the serving files beside it. Facts that are
-    not given are taken as advised.
+    REPORT.json is what `advise --format json` wrote; DIR holds a report.json and the serving files beside it; PLACE is where
+    `advise apply --publish` sent it (hf://org/name, s3://bucket/folder). Facts that are not given are taken as advised.
     """
+    import tempfile
+    from pathlib import Path
+
+    from advisor.served import bring
+
+    ask = {"policy": policy, "overlay": overlay, **now}
+    if "://" in target:
+        with tempfile.TemporaryDirectory(prefix="advise-check-") as name:
+            found = _judge(Path(name), serving or name, hashes, bring(target, Path(name), hashes=hashes), ask, brought=True)
+    else:
+        path = Path(target)
+        if hashes and not path.is_dir():
+            raise click.UsageError("--hashes is for what `advise apply` published.")
+        found = _judge(path, serving or (target if path.is_dir() else None), hashes, (), ask)
+    click.echo(found.model_dump_json(indent=2) if form == "json" else in_words(found))
+    return 0 if found.fresh else STALE
+
+
+def _judge(
+    path: Path, serving: str | None, hashes: bool, drifts: tuple[Drift, ...], ask: dict[str, Any], *, brought: bool = False
+) -> Freshness:
+    """What a report, or a folder with one, comes to. brought: a folder without the large files, which were judged already."""
     from pathlib import Path
 
     from advisor.freshness import check, merged, refresh
     from advisor.profiler.stored import load_report
-    from advisor.served import content_drifts, served_drifts
+    from advisor.served import content_drifts, origin_drifts, sealed_drifts, served_drifts
 
-    path = Path(target)
-    if hashes and not path.is_dir():
-        raise click.UsageError("--hashes is for a folder that `advise apply` published.")
-    if path.is_dir():
-        serving = serving or target
-        path = path / "report.json"
-    report = load_report(path)
-    found = check(report, refresh(report.profile, **now), policy=policy, overlay=overlay)
+    policy, overlay = ask.pop("policy"), ask.pop("overlay")
+    folder = path if path.is_dir() else None
+    if folder is not None and not brought:
+        drifts = sealed_drifts(folder)
+    if folder is not None and drifts and not (folder / "report.json").is_file():
+        return merged(None, drifts)
+    report = load_report(path if folder is None else folder / "report.json")
+    found = merged(check(report, refresh(report.profile, **ask), policy=policy, overlay=overlay), drifts)
     if serving is not None:
         found = merged(found, served_drifts(report, Path(serving)))
-    if hashes:
-        folder = Path(now["model"]) if now["model"] and Path(now["model"]).is_dir() else None
-        found = merged(found, content_drifts(Path(target), folder))
-    click.echo(found.model_dump_json(indent=2) if form == "json" else in_words(found))
-    return 0 if found.fresh else STALE
+    if hashes and folder is not None:
+        model = Path(ask["model"]) if ask["model"] and Path(ask["model"]).is_dir() else None
+        if not brought:
+            found = merged(found, content_drifts(folder, model))
+        elif model is not None:
+            found = merged(found, origin_drifts(folder, model))
+    return found
 
 
 def in_words(found: Freshness) -> str:

@@ -202,6 +202,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def gpus() -> int:
+    """GPUs of this machine that PyTorch sees: `load_model` takes them all."""
+    from importlib.util import find_spec
+
+    if not find_spec("torch"):
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
 def versions() -> dict[str, str]:
     """The versions of what does the work."""
     from importlib.metadata import PackageNotFoundError, version

@@ -7,6 +7,7 @@ names, and a stage whose inputs changed is simply not found.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -19,6 +20,7 @@ from typing import IO, Any
 from advisor.errors import AdvisorError, FileProblem, NotPossible
 
 Made = tuple[dict[str, Any], tuple[Path, ...]]
+LOCK = "lock"
 _CHUNK = 2**22
 
 
@@ -29,6 +31,10 @@ class Journal:
         self.folder = folder
         self.path = folder / "journal.jsonl"
         self.events: list[dict[str, Any]] = []
+        self.base = ""
+        """hash of what every stage depends on (model, versions): a part of each stage's key"""
+        self.left_at: float | None = None
+        """when the process that last held the folder was last at work, seconds since the epoch; None: there was none"""
         self._lock: IO[str] | None = None
         self._verified: set[str] = set()
 
@@ -36,7 +42,7 @@ class Journal:
         """Take the lock and read what is there. Raises FileProblem: another run holds it, or the journal is not one."""
         with file_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.folder / "lock")
+            self._lock, self.left_at = _locked(self.folder)
             try:
                 self.events = _read(self.path)
             except BaseException:
@@ -64,7 +70,7 @@ class Journal:
 
     def find(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """The value of a stage that was finished with these inputs and whose files are still what they were, or None."""
-        key = digest(inputs)
+        key = self._key(inputs)
         for event in reversed(self.events):
             if event["event"] != "finished" or event["stage"] != stage or event["key"] != key:
                 continue
@@ -94,7 +100,8 @@ class Journal:
         if found is not None:
             return found, True
         began = time.monotonic()
-        self.record("started", stage=stage, key=digest(inputs))
+        key = self._key(inputs)
+        self.record("started", stage=stage, key=key)
         value, files = make()
         with file_errors(self.folder):
             hashes = {str(path.relative_to(self.folder)): sync_and_hash(path) for path in sorted(files)}
@@ -102,9 +109,25 @@ class Journal:
                 sync_folder(folder)
         seconds = round(time.monotonic() - began, 3)
         plain = json.loads(json.dumps(value | {"seconds": seconds}))
-        self.record("finished", stage=stage, key=digest(inputs), files=hashes, value=plain, seconds=seconds)
-        self._verified.add(f"{stage}:{digest(inputs)}")
+        self.record("finished", stage=stage, key=key, files=hashes, value=plain, seconds=seconds)
+        self._verified.add(f"{stage}:{key}")
         return plain, False
+
+    def beat(self) -> None:
+        """Leave the time on the disk, so that a run that is killed now is known to have worked until now."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / LOCK)
+
+    def seconds_before(self) -> float:
+        """Seconds that earlier processes have worked in this folder: from the start of each to its last sign of life."""
+        last = next((event for event in reversed(self.events) if event["event"] == "session"), None)
+        if last is None:
+            return 0.0
+        ended = max(self.events[-1]["at"], self.left_at or 0.0)
+        return float(last["before"] + max(0.0, ended - last["at"]))
+
+    def _key(self, inputs: Mapping[str, Any]) -> str:
+        return digest([self.base, inputs])
 
 
 class file_errors:  # noqa: N801 (reads as a function)
@@ -181,30 +204,38 @@ def _hash_or_none(path: Path) -> str | None:
         return None
 
 
-def _locked(path: Path) -> IO[str]:
+def _locked(folder: Path) -> tuple[IO[str], float | None]:
+    """The folder's lock, held, and when its last holder was last at work. The system lets it go when its process ends."""
     try:
         import fcntl
     except ImportError:
         raise NotPossible(
-            "this system has no file locks", where=str(path), hint="run `advise apply` on Linux or macOS"
+            "this system has no file locks", where=str(folder), hint="run `advise apply` on Linux or macOS"
         ) from None
-    file = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read(32).strip()
-        file.close()
-        raise FileProblem(
-            "another run is at work in this folder" + (f" (process {holder})" if holder.isdigit() else ""),
-            where=str(path.parent),
-            hint="wait for it, end it, or give another --out",
-        ) from None
+    path = folder / LOCK
+    while True:
+        left = path.stat().st_mtime if path.exists() else None
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read(32).strip()
+            file.close()
+            raise FileProblem(
+                "another run is at work in this folder" + (f" (process {holder})" if holder.isdigit() else ""),
+                where=str(folder),
+                hint="wait for it, end it, or give another --out",
+            ) from None
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            break
+        file.close()  # its holder had finished and removed the folder between our opening and our locking
+        folder.mkdir(parents=True, exist_ok=True)
     file.seek(0)
     file.truncate()
     file.write(f"{os.getpid()}\n")
     file.flush()
-    return file
+    return file, left
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

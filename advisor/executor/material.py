@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from advisor.errors import ModelProblem
@@ -16,20 +16,27 @@ from advisor.types import Plan, Profile
 
 PROMPTS = 512
 """prompts to calibrate on where neither the rule nor the user says"""
+APART = (
+    "out", "resume", "renew", "replace", "max_seconds", "command_seconds", "arguments", "limits", "checkpoint_bytes", "shelves",
+    "calibration", "production", "draft", "tasks", "question", "version",
+)  # fmt: skip
+"""fields of a request that do not change its result, or that count by their content and not their name"""
 
 
 @dataclass(frozen=True)
-class Material:
-    """The inputs of a run."""
+class Fingerprint:
+    """What a run is made from, by the hashes of content and the versions of what does the work."""
 
     folder: Path
-    split: Split | None
-    """None: nothing is to be quantized"""
-    lengths: tuple[int, ...]
-    """input lengths of production, tokens"""
     hashes: dict[str, str]
+    """file of the model -> SHA-256"""
     stats: dict[str, tuple[int, int]]
     """file -> (bytes, modification time) when it was hashed"""
+    prompts: dict[str, str]
+    """file of prompts -> SHA-256"""
+    versions: dict[str, str]
+    inputs: dict[str, str]
+    """part -> hash, as the seal keeps it: equal parts, equal result"""
 
     def check_unchanged(self) -> None:
         """Raise ModelProblem when a file of the model is no longer what it was when the run began."""
@@ -40,23 +47,47 @@ class Material:
                     raise _changed(path)
 
 
+@dataclass(frozen=True)
+class Material:
+    """The prompts of a run."""
+
+    split: Split | None = None
+    """None: nothing is to be quantized"""
+    lengths: tuple[int, ...] = ()
+    """input lengths of production, tokens"""
+
+
+def take_fingerprint(request: Request, profile: Profile, folder: Path) -> Fingerprint:
+    """Hash the model's files, the prompts, the draft and the tasks. Raises FileProblem."""
+    hashes = hash_folder(folder)
+    stats = {name: _stat(folder / name) for name in hashes}
+    given = (request.calibration, request.production, trace_of(profile))
+    prompts = {str(path): hash_file(path) for path in given if path and path.is_file()}
+    versions = {"inference-advisor": request.version, **causal_model.versions()}
+    beside = [path and hash_folder(path) for path in (request.draft, request.tasks)]
+    others = {one.name: str(getattr(request, one.name)) for one in fields(request) if one.name not in APART}
+    inputs = {
+        "model": digest(hashes),
+        "prompts": digest([path and prompts.get(str(path)) for path in given]),
+        "question": request.question,
+        "options": digest([others, beside]),
+        "versions": digest(versions),
+    }
+    return Fingerprint(folder, hashes, stats, prompts, versions, inputs)
+
+
 def gather_material(
-    request: Request, profile: Profile, plan: Plan, folder: Path, journal: Journal, prompts: int | None, progress: Progress
+    request: Request, profile: Profile, plan: Plan, of: Fingerprint, journal: Journal, prompts: int | None, progress: Progress
 ) -> Material:
-    """Read, hash and split. prompts: how many to calibrate on, as the rule says.
+    """Read and split. prompts: how many to calibrate on, as the rule says.
 
     Raises ModelProblem when the model or the prompts changed since the run that is resumed began, FileProblem and InputError
     for prompts that are none, NotPossible for want of memory.
     """
-    progress.say("inputs", f"hashing the files of {folder}")
-    hashes = hash_folder(folder)
-    stats = {name: _stat(folder / name) for name in hashes}
-    trace = trace_of(profile)
-    given = (request.calibration, request.production, trace)
-    files = {str(path): hash_file(path) for path in given if path and path.is_file()}
-    _check_same(journal, request, folder, hashes, files)
+    _note_inputs(journal, request, of)
     if not needs_prompts(request, plan.deployment, profile):
-        return Material(folder, None, (), hashes, stats)
+        return Material()
+    folder, trace = of.folder, trace_of(profile)
     lengths = tuple(pair[0] for pair in profile.traffic.lengths) or (round(profile.traffic.isl.mean),)
     split = _split(request, folder, request.prompts or prompts or PROMPTS, lengths, trace)
     kind = "awq" if plan.deployment.weights in ("int4_awq", "w4a8_awq", "int4_gptq") else "max"
@@ -73,7 +104,7 @@ def gather_material(
         reserve=len(split.reserve),
         distance=split.distance,
     )
-    return Material(folder, split, lengths, hashes, stats)
+    return Material(split, lengths)
 
 
 def _split(request: Request, folder: Path, prompts: int, lengths: tuple[int, ...], trace: Path | None) -> Split:
@@ -108,37 +139,37 @@ def _split(request: Request, folder: Path, prompts: int, lengths: tuple[int, ...
     return replace(split, source=source, production=production)
 
 
-def _check_same(journal: Journal, request: Request, folder: Path, hashes: dict[str, str], prompts: dict[str, str]) -> None:
-    """Against what the journal says the run began with; the first time, say it."""
-    began = next((event for event in journal.events if event["event"] == "inputs"), None)
-    if began is None:
-        made_by = {"inference-advisor": request.version, **causal_model.versions()}
-        journal.record(
-            "inputs",
-            folder=str(folder.resolve()),
-            model=hashes,
-            prompts=prompts,
-            seed=request.seed,
-            versions=made_by,
-            command=list(request.arguments),
-        )
-        return
-    changed = sorted(name for name in {*began["model"], *hashes} if began["model"].get(name) != hashes.get(name))
-    if changed:
-        raise _changed(folder / changed[0])
-    if digest(sorted(began["prompts"].values())) != digest(sorted(prompts.values())) or began["seed"] != request.seed:
-        raise ModelProblem(
-            "the prompts or the seed are not those that this run began with",
-            where=str(journal.folder),
-            hint="give the same ones, or begin anew: remove that folder",
-        )
+def _note_inputs(journal: Journal, request: Request, of: Fingerprint) -> None:
+    """Hold the inputs against those that the journal began with; with `renew` only what depends on a change is done again."""
+    journal.base = digest([of.inputs["model"], of.inputs["versions"]])
+    began = next((event for event in reversed(journal.events) if event["event"] == "inputs"), None)
+    if began is not None and not request.renew:
+        changed = sorted(name for name in {*began["model"], *of.hashes} if began["model"].get(name) != of.hashes.get(name))
+        if changed:
+            raise _changed(of.folder / changed[0])
+        if digest(sorted(began["prompts"].values())) != digest(sorted(of.prompts.values())) or began["seed"] != request.seed:
+            raise ModelProblem(
+                "the prompts or the seed are not those that this run began with",
+                where=str(journal.folder),
+                hint="give the same ones, or go on with --auto: what depends on them is made again",
+            )
+    noted = {
+        "folder": str(of.folder.resolve()),
+        "model": of.hashes,
+        "prompts": of.prompts,
+        "seed": request.seed,
+        "versions": of.versions,
+        "command": list(request.arguments),
+    }
+    if began is None or {name: began.get(name) for name in noted} != noted:
+        journal.record("inputs", **noted)
 
 
 def _changed(path: Path) -> ModelProblem:
     return ModelProblem(
         "the model changed since this run began",
         where=str(path),
-        hint="put the file back and go on with --resume, or remove the work folder",
+        hint="put the file back and go on with --resume, or begin anew: --auto, or remove the work folder",
     )
 
 

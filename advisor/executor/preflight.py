@@ -21,18 +21,32 @@ WRITES = {
 """weight format -> the quant_algo that ModelOpt 0.47's export writes"""
 
 
-def check_request(request: Request, profile: Profile, plan: Plan) -> Path:
-    """The model's folder, after everything that can be refused without work was. Raises AdvisorErrors."""
+def find_model(request: Request, profile: Profile, plan: Plan) -> Path:
+    """The model's folder. Raises NoPlanFits, InputError for a model that is not here, FileProblem for no place to publish."""
     if not plan.feasible:
         raise NoPlanFits("there is nothing to apply: no plan satisfies the limits", hint="; ".join(plan.shortfall))
-    folder = Path(profile.model.folder) if profile.model.folder else None
-    if folder is None:
+    if profile.model.folder is None:
         raise InputError(
             f"{profile.model.name} is not on this machine",
             where="--model",
             hint="download it and give the folder with its files",
         )
-    _check_folders(request)
+    for path in (request.calibration, request.production, request.tasks):
+        if path is not None and not path.exists():
+            raise FileProblem("this cannot be read: it is not there", where=str(path), hint="check the path")
+    if not request.out.parent.is_dir():
+        raise FileProblem("the folder to publish into has no parent", where=str(request.out.parent), hint="make it first")
+    return Path(profile.model.folder)
+
+
+def check_request(request: Request, profile: Profile, plan: Plan, folder: Path, *, begun: bool) -> None:
+    """Refuse what can be refused without work. begun: an earlier run left work behind. Raises AdvisorErrors."""
+    if begun and not (request.resume or request.renew):
+        raise FileProblem(
+            "a run was begun here and is not finished",
+            where=str(request.work),
+            hint="go on with --resume, or remove that folder",
+        )
     order = order_of(request, profile, plan, folder, None)
     if order is not None:
         check_order(order)
@@ -44,7 +58,6 @@ def check_request(request: Request, profile: Profile, plan: Plan) -> Path:
         _check_kept(request.keep, folder)
         _check_prompts(request, trace_of(profile))
         _check_metric(request, profile.goal.accuracy_metric)
-    return folder
 
 
 def group_of(deployment: Deployment, profile: Profile, folder: Path) -> int | None:
@@ -71,22 +84,6 @@ def quantizes(deployment: Deployment, profile: Profile) -> bool:
     quantized = profile.model.quantized
     have = (quantized.weights if quantized else "bf16", (quantized.kv_cache if quantized else None) or "bf16")
     return (deployment.weights, deployment.kv_cache) != have and (deployment.weights != "bf16" or deployment.kv_cache != "bf16")
-
-
-def _check_folders(request: Request) -> None:
-    for path in (request.calibration, request.production, request.tasks):
-        if path is not None and not path.exists():
-            raise FileProblem("this cannot be read: it is not there", where=str(path), hint="check the path")
-    if request.out.exists() and not request.work.exists():
-        raise FileProblem("the output folder is there already", where=str(request.out), hint="give another --out, or remove it")
-    if (request.work / "journal.jsonl").exists() and not request.resume:
-        raise FileProblem(
-            "a run was begun here and is not finished",
-            where=str(request.work),
-            hint="go on with --resume, or remove that folder",
-        )
-    if not request.out.parent.is_dir():
-        raise FileProblem("the folder to publish into has no parent", where=str(request.out.parent), hint="make it first")
 
 
 def _check_kept(patterns: tuple[str, ...], folder: Path) -> None:

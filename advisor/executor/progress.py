@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import IO, Any, Literal
 
+from advisor.executor.spending import Spending
+
 _EVERY = 0.2
 _EVERY_PLAIN = 30.0
 _BAR = 24
@@ -20,6 +22,8 @@ class Progress:
         self.form = form
         self.stream = stream or sys.stderr
         self.terminal = form == "text" and self.stream.isatty()
+        self.spending: Spending | None = None
+        """held against its limits at every tick: work that ticks stops within a round"""
         self._bar = False
         self._began = time.monotonic()
 
@@ -33,11 +37,16 @@ class Progress:
         self._write(f"{text}\n")
 
     def track(self, name: str, total: int, kept: int = 0) -> Callable[[int], None]:
-        """What to call with how many of `total` are done. kept: of them done by an earlier run, so not in the time taken."""
+        """What to call with how many of `total` are done. kept: of them done by an earlier run, so not in the time taken.
+
+        It raises Spent when the run may spend no more.
+        """
         began = last = time.monotonic()
 
         def tick(done: int) -> None:
             nonlocal last
+            if self.spending is not None:
+                self.spending.check()
             now = time.monotonic()
             if self.form == "text" and done < total and now - last < (_EVERY if self.terminal else _EVERY_PLAIN):
                 return

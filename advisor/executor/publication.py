@@ -7,14 +7,19 @@ import os
 import shlex
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from advisor.errors import FileProblem
 from advisor.executor import causal_model
 from advisor.executor.checkpoint import quantization_record
-from advisor.executor.journal import Journal, file_errors, hash_folder, sync_and_hash, sync_folder
+from advisor.executor.delivery import fetch
+from advisor.executor.journal import Journal, digest, file_errors, sync_and_hash, sync_folder
+from advisor.executor.material import Fingerprint
+from advisor.executor.progress import Progress
 from advisor.executor.request import Outcome, Pages, Request
+from advisor.executor.seal import SEAL, read_seal, seal_folder
 from advisor.executor.site import CHECKPOINT
 from advisor.executor.trial import Trial
 from advisor.types import Calibration, Change, Scalar
@@ -29,11 +34,18 @@ STUDENT = "student"
 QUANTIZED = """Made by `advise apply` with NVIDIA ModelOpt. transformers does not read this checkpoint: it loads it without
 an error and computes nonsense. Serve it with an engine that reads ModelOpt's unified checkpoints."""
 DISTILLED = "Made by `advise apply`: an ordinary 16-bit checkpoint with fewer layers than its teacher, distilled from it."
+JOURNAL = "journal.jsonl"
+WORDS = {
+    "model": "the model's files", "prompts": "the prompts", "versions": "versions of this program or of what it works with",
+    "question": "the plan, its profile, policy or rules", "options": "the options (--seed, the numbers of prompts, …)",
+}  # fmt: skip
+"""part of the inputs -> what it is"""
 
 
 def publish(
     journal: Journal,
     request: Request,
+    made_from: Fingerprint,
     trial: Trial | None,
     changes: tuple[Change, ...],
     measured: dict[str, Scalar],
@@ -43,11 +55,11 @@ def publish(
     summary: str,
     student: Path | None = None,
 ) -> Outcome:
-    """Write everything and rename it into place; when the gate did not pass, the pages go into the work folder alone.
+    """Write everything, seal it and rename it into place; when the gate did not pass, the pages go into the work folder alone.
 
     student: a 16-bit model that was distilled: the checkpoint where no trial quantized it, else beside the checkpoint.
 
-    Raises FileProblem; then the output folder is not there and the run can be resumed.
+    Raises FileProblem; then the output folder is as it was and the run can be resumed.
     """
     outcome = Outcome(passed, changes, measured, summary, request.out if passed else request.work)
     if not passed:
@@ -55,7 +67,7 @@ def publish(
         journal.record("not published", summary=summary)
         return outcome
     staging = request.work / "staging"
-    inputs = next(event for event in journal.events if event["event"] == "inputs")
+    inputs = next(event for event in reversed(journal.events) if event["event"] == "inputs")
     with file_errors(staging):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
@@ -71,43 +83,146 @@ def publish(
             last = next(one for one in reversed(shown) if one.artifact == final and one.accuracy)
             _write(staging / name, {"README.md": model_card(source, last, inputs, request)})
         _write(staging, pages(shown, measured, True))
-        shutil.copyfile(journal.path, staging / "journal.jsonl")
+        shutil.copyfile(journal.path, staging / JOURNAL)
         for path in staging.rglob("*"):
             if path.is_dir():
                 sync_folder(path)
-        hashes = hash_folder(staging)
-        journal.record("publishing", files=hashes, summary=summary)
+        seal = seal_folder(staging, made_from.inputs, summary)
+        journal.record("publishing", seal=digest(seal.model_dump()), summary=summary)
         sync_folder(staging)
-        staging.rename(request.out)
-        sync_folder(request.out.parent)
-    finish(journal, request.out)
-    return Outcome(True, shown, measured, summary, request.out)
+        _put_in_place(staging, request.out)
+    return finish(journal, request.out)
 
 
 def was_published(journal: Journal, out: Path) -> bool:
-    """Whether an earlier run was stopped after the folder had been renamed into its place."""
-    return out.exists() and any(event["event"] == "publishing" for event in journal.events)
+    """Whether an earlier run was stopped after the folder had come into its place."""
+    last = next((event for event in reversed(journal.events) if event["event"] == "publishing"), None)
+    if last is None:
+        return False
+    seal = read_seal(out)
+    return seal is not None and digest(seal.model_dump()) == last["seal"]
 
 
-def check_free(out: Path) -> None:
-    """Raise FileProblem when something stands where the output folder is to appear."""
-    if out.exists():
+def find_published(journal: Journal, request: Request, made_from: Fingerprint, progress: Progress) -> Outcome | None:
+    """What stands in the output folder, where it was made from the same inputs and versions; None: there is nothing.
+
+    With `replace`, what was made from others is left to be replaced, and its stages are taken over: those that depend on
+    nothing that changed are found again. Raises FileProblem for anything else that stands there.
+    """
+    out = request.out
+    if not out.exists():
+        return _recall(journal, request, made_from, progress)
+    seal = read_seal(out) if out.is_dir() else None
+    if seal is None:
         raise FileProblem("the output folder is there already", where=str(out), hint="remove it, or give another --out")
+    with file_errors(out):
+        strange = sorted({str(one.relative_to(out)) for one in out.rglob("*") if one.is_file()} - {SEAL, *seal.files})
+    broken = seal.broken(out, content=True)
+    others = seal.differing(made_from.inputs)
+    if not others and not broken:
+        progress.say("reused", f"the same inputs and versions gave {out} at {seal.made}: it is reused", key=seal.key[:16])
+        if not journal.events:
+            shutil.rmtree(journal.folder, ignore_errors=True)
+        return replace(_outcome(out, seal.summary), reused=True)
+    if broken or strange:
+        raise FileProblem(
+            f"the output folder is no longer as it was published: {(*broken, *strange)[0]}",
+            where=str(out),
+            hint="remove it, or give another --out",
+        )
+    said = ", ".join(WORDS[name] for name in others)
+    if not request.replace:
+        raise FileProblem(
+            f"the output folder holds what was made from other inputs: {said}",
+            where=str(out),
+            hint="give another --out, or put the new result in its place with --replace",
+        )
+    progress.say("changed", f"{out} was made from other inputs ({said}): what depends on them is made again", changed=others)
+    _take_over(journal, out)
+    return None
+
+
+def _recall(journal: Journal, request: Request, made_from: Fingerprint, progress: Progress) -> Outcome | None:
+    """An equal result that is published at a place and no longer here, brought back; None: there is none."""
+    for shelf in request.shelves:
+        seal = shelf.seal()
+        if seal is None or seal.differing(made_from.inputs):
+            continue
+        progress.say(
+            "reused", f"the same inputs and versions gave {shelf.place} at {seal.made}: it is brought here", key=seal.key[:16]
+        )
+        staging = journal.folder / "staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        broken = fetch(shelf, staging, keep=True)
+        if broken:
+            raise FileProblem(
+                f"what is published is damaged: {broken[0]}", where=shelf.place, hint="remove it, or give another place"
+            )
+        _put_in_place(staging, request.out)
+        if not journal.events:
+            shutil.rmtree(journal.folder, ignore_errors=True)
+        return replace(_outcome(request.out, seal.summary), reused=True)
+    return None
+
+
+def _take_over(journal: Journal, out: Path) -> None:
+    """The finished stages of what is published, with the files of its last round: the journal finds what still holds."""
+    if journal.events or not (out / JOURNAL).is_file():
+        return
+    with file_errors(out):
+        events = [json.loads(line) for line in (out / JOURNAL).read_text(encoding="utf-8").splitlines()]
+        finished = [event for event in events if event["event"] == "finished"]
+        for event in finished:
+            for folder in (CHECKPOINT, STUDENT):
+                here = {name: out / folder / Path(name).name for name in event["files"]}
+                if not all(path.is_file() for path in here.values()):
+                    continue
+                for name, path in here.items():
+                    target = journal.folder / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.unlink(missing_ok=True)
+                    _link(path, target)
+        for event in finished:
+            journal.record("finished", **{name: value for name, value in event.items() if name not in ("event", "at")})
+
+
+def _put_in_place(staging: Path, out: Path) -> None:
+    """Rename a folder into its place; one that stands there is exchanged with it, in one step where the system can."""
+    if not out.exists():
+        staging.rename(out)
+    elif not _exchange(staging, out):
+        aside = staging.with_name("replaced")
+        out.rename(aside)
+        staging.rename(out)
+    sync_folder(out.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether two folders have changed places in one step (Linux 3.15 and later, glibc 2.28; most file systems)."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def finish(journal: Journal, out: Path) -> Outcome:
     """Remove the work folder of what is published."""
     last = next(event for event in reversed(journal.events) if event["event"] == "publishing")
-    changes: tuple[Change, ...] = ()
-    measured: dict[str, Scalar] = {}
-    kept = out / "report.json"
-    if kept.exists():
-        content = json.loads(kept.read_text(encoding="utf-8"))
-        changes = tuple(Change.model_validate(one) for one in content.get("changes", ()))
-    if (out / "measured.json").exists():
-        measured = json.loads((out / "measured.json").read_text(encoding="utf-8"))
+    made = _outcome(out, str(last["summary"]))
     shutil.rmtree(journal.folder, ignore_errors=True)
-    return Outcome(True, changes, measured, str(last["summary"]), out)
+    return made
+
+
+def _outcome(out: Path, summary: str) -> Outcome:
+    """What an output folder says of itself."""
+    with file_errors(out):
+        content = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        measured = json.loads((out / "measured.json").read_text(encoding="utf-8"))
+    changes = tuple(Change.model_validate(one) for one in content.get("changes", ()))
+    return Outcome(True, changes, measured, summary, out)
 
 
 def model_card(folder: Path, last: Change, inputs: Mapping[str, Any], request: Request) -> str:

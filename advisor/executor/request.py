@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from advisor.executor.delivery import Shelf
+from advisor.executor.spending import Limit
 from advisor.types import Change, Scalar
 
 
@@ -20,6 +22,11 @@ class Request:
     production: Path | None = None
     """JSONL of production's own prompts, to judge by and to recalibrate on; None: the calibration prompts are production's"""
     resume: bool = False
+    """go on with a run that was stopped; its inputs have to be the same"""
+    renew: bool = False
+    """go on with it whatever changed: what depends on a change is made again"""
+    replace: bool = False
+    """put the result in the place of an earlier one once it has passed its gate"""
     max_rounds: int = 6
     max_seconds: float | None = None
     """no round is begun after this time"""
@@ -48,6 +55,14 @@ class Request:
 
     version: str = ""
     """of this program, for the journal"""
+    question: str = ""
+    """hash of the profile, the plan, the policy and the rules"""
+    limits: tuple[Limit, ...] = ()
+    """the most that the run may spend, over all the processes that it takes"""
+    checkpoint_bytes: float = 0.0
+    """that the plan's checkpoint will take, by arithmetic"""
+    shelves: tuple[Shelf, ...] = ()
+    """where the result goes once it is published, and whence an equal one comes that is not here any more"""
 
     @property
     def work(self) -> Path:
@@ -73,6 +88,8 @@ class Answer:
     """of the rules that fire, in the order in which the reasoner would have them"""
     wanted: tuple[str, ...] = ()
     """measured facts that a rule asked for and nobody has measured"""
+    forbidden: tuple[tuple[Remedy, str], ...] = ()
+    """what fired and the policy does not allow, with its words"""
 
 
 Ask = Callable[[Mapping[str, Scalar]], Answer]
@@ -107,6 +124,10 @@ class Outcome:
     """one sentence"""
     folder: Path
     """where the report is: the output folder, or the work folder when nothing was published"""
+    reused: bool = False
+    """True: made by an earlier run from the same inputs and versions"""
+    places: tuple[str, ...] = ()
+    """where it was sent to"""
 
 
 Pages = Callable[[tuple[Change, ...], Mapping[str, Scalar], bool], Mapping[str, str]]

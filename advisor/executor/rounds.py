@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from advisor.executor import publication
+from advisor.executor import causal_model, publication
 from advisor.executor.distillation import distil
 from advisor.executor.journal import Journal
-from advisor.executor.material import gather_material
+from advisor.executor.material import gather_material, take_fingerprint
 from advisor.executor.mixed_precision import measure_sensitivity, mix
-from advisor.executor.preflight import check_request, quantizes
+from advisor.executor.preflight import check_request, find_model, quantizes
 from advisor.executor.progress import Progress
 from advisor.executor.recalibration import recalibrate
 from advisor.executor.request import Answer, Ask, Outcome, Pages, Remedy, Request, Serve, whole_number
 from advisor.executor.run import Run
 from advisor.executor.speculation import Weigh, measure, order_of
+from advisor.executor.spending import Spending, Spent
 from advisor.executor.trial import Bench
 from advisor.types import Plan, Profile
 
@@ -33,26 +34,39 @@ def carry_out(
 
     parameters: of the rule that chose the weights' format. ask: the rules about measured facts. pages: the files beside the
     checkpoint. weigh: what a measured acceptance is worth. serve: the result on an engine, where there is one.
-    student: the rule by which a student of request.student_layers is distilled first, in the model's place. Raises
-    InputError, NotPossible, MissingExtra, FileProblem; finished work is kept in request.work.
+    student: the rule by which a student of request.student_layers is distilled first, in the model's place. What the same
+    inputs and versions gave already is not made again. Raises InputError, NotPossible, MissingExtra, FileProblem; finished
+    work is kept in request.work.
     """
-    folder = check_request(request, profile, plan)
+    folder = find_model(request, profile, plan)
     with Journal(request.work) as journal:
         if publication.was_published(journal, request.out):
             return publication.finish(journal, request.out)
-        publication.check_free(request.out)
+        progress.say("inputs", f"hashing the files of {folder}")
+        made_from, begun = take_fingerprint(request, profile, folder), bool(journal.events)
+        found = publication.find_published(journal, request, made_from, progress)
+        if found is not None:
+            return found
+        check_request(request, profile, plan, folder, begun=begun)
         prompts = whole_number(parameters, "calibration_prompts", 0) or None
-        material = gather_material(request, profile, plan, folder, journal, prompts, progress)
+        material = gather_material(request, profile, plan, made_from, journal, prompts, progress)
+        progress.spending = Spending(journal, request.limits, causal_model.gpus())
         run = Run(request, profile, plan, material, Bench(folder, journal, progress, request.seed), progress)
-        passed = student is None or distil(run, student) == "passed"
-        passed, best = passed and _loop(run, parameters, ask) and _speculate(run, profile, weigh), run.best()
+        try:
+            progress.spending.check(writes=request.checkpoint_bytes if quantizes(plan.deployment, profile) else 0.0)
+            passed = student is None or distil(run, student) == "passed"
+            passed = passed and _loop(run, parameters, ask) and _speculate(run, profile, weigh)
+        except Spent as limit:
+            run.stop(limit)
+            passed = False
+        best = run.best()
         served = serve(best.folder if best is not None else run.student, tuple(run.changes), run.facts, passed)
         run.facts |= served.facts
         passed = passed and served.passed
         changes, summary = (*run.changes, *served.changes), f"{run.summary(passed)} {served.summary}".rstrip()
-        material.check_unchanged()
+        made_from.check_unchanged()
         return publication.publish(
-            journal, request, best, changes, run.facts, pages, passed=passed, summary=summary, student=run.student
+            journal, request, made_from, best, changes, run.facts, pages, passed=passed, summary=summary, student=run.student
         )
 
 
@@ -90,6 +104,9 @@ def _next(run: Run, answer: Answer, ask: Ask) -> Remedy | None:
     """The first remedy that the rules call up and that can be done here; facts they lack are measured first."""
     if not answer.remedies and "measured.sensitive_layer_share" in answer.wanted and measure_sensitivity(run):
         answer = ask(dict(run.facts))
+    for remedy, ban in answer.forbidden:
+        if remedy.rule not in run.refused:
+            run.skip(remedy, f"not run: forbidden by the policy, {ban}; its gain is known only by doing it")
     for remedy in answer.remedies:
         if remedy.rule in run.refused:
             continue

@@ -16,6 +16,7 @@ from advisor.executor.progress import Progress
 from advisor.executor.quantization import Scheme, Sensitivities
 from advisor.executor.request import Remedy, Request
 from advisor.executor.scoring import Loss, measure_score, scored
+from advisor.executor.spending import Spent
 from advisor.executor.trial import Bench, Sequences, Trial
 from advisor.types import Calibration, Change, Interval, Plan, Profile, Scalar
 
@@ -51,6 +52,8 @@ class Run:
         self.described: Calibration | None = None
         self.student: Path | None = None
         """a student that took the model's place"""
+        self.doing = ("plan", "quantize")
+        self.stopped = ""
 
     def begin(self, parameters: dict[str, object]) -> str:
         """The first round: quantize as the plan says. parameters: of the rule that chose the weights' format."""
@@ -72,6 +75,8 @@ class Run:
 
     def summary(self, passed: bool) -> str:
         """One sentence."""
+        if self.stopped:
+            return f"Stopped: {self.stopped}; not published."
         if not self.trials and self.student is not None:
             return f"The student: {self.changes[-1].detail.splitlines()[0]}"
         if not self.trials:
@@ -81,6 +86,14 @@ class Run:
         limit = "no budget was set" if budget is None else f"the budget is {budget:g} %"
         word = "published" if passed else "not published"
         return f"{trial.scheme.name}: loss of {loss:.2f} % on {metric} of the exported files; {limit}; {word}."
+
+    def stop(self, limit: Spent) -> None:
+        """Say that what may be spent is spent, and what it stopped."""
+        self.stopped = str(limit)
+        rule, action = self.doing
+        detail = f"stopped: {limit}; finished work is kept, and --resume goes on once the policy allows more"
+        self.changes.append(Change(rule=rule, action=action, gate="not run", detail=detail))
+        self.progress.say("stopped", f"{action} ({rule}) {detail}", rule=rule)
 
     def tuned(self, scheme: Scheme) -> Scheme:
         """The scheme with the strength that suits the calibration prompts, where it has one."""
@@ -95,17 +108,16 @@ class Run:
         """One round: make, export, measure the exported files, and judge; a result within the noise is measured further."""
         assert self.split is not None
         self.round += 1
+        self.doing = (rule, action)
         name, began = f"round-{self.round}", time.monotonic()
         self.progress.say("round", f"{name}: {action} to {scheme.name}", rule=rule, scheme=scheme.plain())
         held_out = self.split.evaluation[: max(2, (len(self.split.evaluation) + 1) // 2)]
-        self.bench.original(held_out)
         trial = self.bench.run(name, scheme, self.calibration, held_out)
         blocks = self.bench.measure(name, trial, held_out)
         loss, verdict, scores = self.judge(name, blocks, trial)
         while verdict == "inconclusive" and not scored(self.goal.accuracy_metric) and (more := self._more(held_out, action)):
             held_out = (*held_out, *more)
             self.progress.say("noise", f"{name}: within the noise; {len(held_out)} held-out prompts are measured")
-            self.bench.original(more)
             blocks = (*blocks, *self.bench.measure(name, trial, more))
             loss, verdict, scores = self.judge(name, blocks, trial)
         refusal = checkpoint.check_engine(trial.folder, self.profile.engine.name, self.profile.engine.version)

@@ -54,7 +54,10 @@ class Bench:
         self.seed = seed
 
     def original(self, sequences: Sequences) -> None:
-        """Keep the unquantized model's logits for the sequences; those that are there already are not computed again."""
+        """Keep the unquantized model's logits for the sequences; those that are there already are not computed again.
+
+        Called by what compares with them, so that a comparison that is kept needs none.
+        """
         missing = [one for one in sequences if self.journal.find(*_original(one)) is None]
         if not missing:
             return
@@ -77,6 +80,7 @@ class Bench:
         folder = self.journal.folder / name / "checkpoint"
 
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
+            self.original(held_out)
             model, began = self._quantized(scheme, calibration, name)
             seconds = {"quantize": time.monotonic() - began}
             began = time.monotonic()
@@ -119,6 +123,7 @@ class Bench:
         """The exported files, decoded by our own reader, against the unquantized model on the held-out prompts."""
 
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
+            self.original(held_out)
             model = checkpoint.load_exported(self.fresh(whole=True), trial.folder)
             blocks = self._compare(model, held_out, f"{name}: the exported files")
             return {"blocks": [block.plain() for block in blocks]}, ()
@@ -170,7 +175,6 @@ class Bench:
     def choose_alpha(self, name: str, scheme: Scheme, calibration: Sequences, alphas: Sequence[float]) -> Scheme:
         """SmoothQuant's strength: the one that is least off on some of the calibration prompts."""
         chosen = calibration[:SELECTION]
-        self.original(chosen)
         tried: dict[float, float] = {}
         for alpha in alphas:
             made = replace(scheme, alpha=alpha)
@@ -218,11 +222,11 @@ class Bench:
     def suffices(self, name: str, scheme: Scheme, calibration: Sequences, within: Budget) -> bool:
         """Whether a scheme keeps the budget on some of the calibration prompts, in memory: a preselection, not the gate."""
         chosen = calibration[:SELECTION]
-        self.original(chosen)
         return within(self._select(name, scheme, calibration, chosen))
 
     def _select(self, name: str, scheme: Scheme, calibration: Sequences, chosen: Sequences) -> tuple[Block, ...]:
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
+            self.original(chosen)
             model, _ = self._quantized(scheme, calibration, name)
             return {"blocks": [block.plain() for block in self._compare(model, chosen, name)]}, ()
 

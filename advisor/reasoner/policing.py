@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from advisor.errors import NoPlanFits, PolicyProblem
 from advisor.estimator.memory import weight_bytes
@@ -217,14 +218,30 @@ def training_ban(policy: Policy, *, unasked: bool) -> str:
     return ""
 
 
-def seconds_allowed(policy: Policy, asked: float | None, gpus: int) -> float | None:
-    """The wall time in seconds that applying may take: the least of what was asked, `hours`, and `gpu_hours` on these GPUs."""
-    limits = (
-        asked,
-        policy.hours * 3600 if policy.hours is not None else None,
-        policy.gpu_hours * 3600 / gpus if policy.gpu_hours is not None else None,
+def check_places(places: tuple[str, ...], policy: Policy) -> None:
+    """Raise PolicyProblem for a place that may not be told or given a result."""
+    for one in places:
+        if not any(fnmatchcase(one, pattern) for pattern in policy.tell):
+            allowed = ", ".join(policy.tell) or "nobody beyond the output folder"
+            hint = f"allowed: {allowed}"
+            raise PolicyProblem(f"the policy lets no result go to {one}", where=place(policy, "tell"), hint=hint)
+
+
+SpendKind = Literal["seconds", "gpu_seconds", "bytes"]
+
+
+def spend_limits(policy: Policy) -> tuple[tuple[SpendKind, float, str], ...]:
+    """What applying a plan may spend: of what, the most, and the policy's place and word."""
+    wanted: tuple[tuple[str, SpendKind, float], ...] = (
+        ("hours", "seconds", 3600.0),
+        ("gpu_hours", "gpu_seconds", 3600.0),
+        ("disk_gib", "bytes", GIB),
     )
-    return min((limit for limit in limits if limit is not None), default=None)
+    return tuple(
+        (kind, most * unit, f"{place(policy, f'spend.{name}')} ({name}: {most:g})")
+        for name, kind, unit in wanted
+        if (most := getattr(policy, name)) is not None
+    )
 
 
 def permitted_fallbacks(
