@@ -120,8 +120,15 @@ def policy_line(policy: Policy) -> str:
         parts.append(f"{field} {' or '.join(units.given(value) for value in values) or 'never'}")
     parts += [f"only rules {', '.join(policy.allow)}"] if policy.allow else []
     parts += [f"no rule {', '.join(policy.forbid)}"] if policy.forbid else []
+    engines = (f"{name} {' or '.join(versions) or 'of any version'}" for name, versions in policy.engines.items())
+    parts += [f"only {' or '.join(engines)}"] if policy.engines else []
+    parts += [f"at most {units.given(one.budget_pct)} % on {one.metric} for {one.model}" for one in policy.accuracy]
+    limits = (("TTFT", policy.ttft_ms), ("ITL", policy.itl_ms))
+    parts += [f"{name} at most {units.given(value)} ms" for name, value in limits if value is not None]
     spend = (("GPU-hours", policy.gpu_hours), ("hours", policy.hours), ("GiB of disk", policy.disk_gib))
-    parts += [f"at most {units.given(value)} {name}" for name, value in spend if value is not None]
+    parts += [f"at most {units.given(value)} {name} to apply" for name, value in spend if value is not None]
+    parts += [f"{one.rule} suppressed until {one.until}" for one in policy.suppress if not one.expired]
+    parts += [f"results go to {', '.join(policy.tell) or 'nobody'} beyond the output folder"]
     return "; ".join([*parts, f"training {'only when asked for' if policy.training == 'ask' else policy.training}"])
 
 
