@@ -84,7 +84,7 @@ def test_watch_ends_with_what_its_last_round_found(
 ) -> None:
     assert _run(monkeypatch, here, f"{ASKED} --traffic trace.jsonl --format json -o traced.json") == 0
     assert _run(monkeypatch, here, "watch traced.json --traffic trace.jsonl") == 0
-    assert _run(monkeypatch, here, f"{ASKED} --concurrency 1 --itl-ms 4 --format json -o calm.json") == 0
+    assert _run(monkeypatch, here, f"{ASKED} --concurrency 1 --itl-ms 2.5 --format json -o calm.json") == 0
     assert _run(monkeypatch, here, "watch calm.json --traffic trace.jsonl --times 2 --every 0") == 3
 
 
