@@ -9,20 +9,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advisor.errors import FileProblem
 from advisor.executor import causal_model
 from advisor.executor.checkpoint import quantization_record
 from advisor.executor.delivery import fetch
 from advisor.executor.journal import Journal, digest, file_errors, sync_and_hash, sync_folder
-from advisor.executor.material import Fingerprint
 from advisor.executor.progress import Progress
 from advisor.executor.request import Outcome, Pages, Request
 from advisor.executor.seal import SEAL, read_seal, seal_folder
 from advisor.executor.site import CHECKPOINT
 from advisor.executor.trial import Trial
 from advisor.types import Calibration, Change, Scalar
+
+if TYPE_CHECKING:
+    from advisor.executor.material import Fingerprint
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json",
