@@ -193,9 +193,10 @@ def test_the_texts_of_a_trace_calibrate_and_its_lengths_cut_them(tiny: Path, tmp
 
     def apply(rows: list[dict[str, Any]], name: str, prompts: Path | None) -> Any:
         trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        traffic, _, _ = pipeline.find_traffic(str(trace))
+        traffic, sources, _ = pipeline.find_traffic(str(trace))
         report = forced_report(tiny, "fp8", None, rule=FP8)
-        report = report.model_copy(update={"profile": report.profile.model_copy(update={"traffic": traffic})})
+        profile = report.profile.model_copy(update={"traffic": traffic, "sources": report.profile.sources | sources})
+        report = report.model_copy(update={"profile": profile})
         return _apply(report, _request(tmp_path / name, prompts))[0].changes[0].calibration
 
     texts = [row | {"text": text} for row, text in zip(rows, prose(60), strict=True)]
@@ -240,6 +241,22 @@ def test_what_cannot_be_done_is_refused_before_any_work(tiny: Path, prompts: Pat
         _apply(infeasible, _request(out, prompts))
     with pytest.raises(NotPossible):
         _apply(forced_report(tiny, "fp8", 2, kv_cache="int8", rule=FP8), _request(out, prompts))
+
+
+def test_memory_and_disk_are_estimated_before_the_work(tiny: Path, tmp_path: Path) -> None:
+    from advisor.executor.causal_model import check_disk, check_memory
+
+    plain = check_memory(tiny, "max", vocab=49152, tokens=64)
+    # GPTQ on SmolLM2-135M: 30 layers of six inputs of 576 and one of 1536; measured 0.45 GiB more than a max calibration
+    assert check_memory(tiny, "max", vocab=49152, tokens=64, widths=[*[576] * 180, *[1536] * 30]) - plain == pytest.approx(
+        0.486, abs=0.01
+    )
+    with pytest.raises(NotPossible, match="GiB of memory are needed") as caught:
+        check_memory(tiny, "max", vocab=10**6, tokens=10**6)
+    assert "--prompt-tokens" in caught.value.hint
+    check_disk(tiny, tmp_path, vocab=49152, tokens=64)
+    with pytest.raises(NotPossible, match="GiB of disk are needed"):
+        check_disk(tiny, tmp_path, vocab=10**6, tokens=10**9)
 
 
 # ---------------------------------------------------------------- the real model

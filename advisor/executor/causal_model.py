@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,13 @@ def weight_gib(folder: Path) -> float:
     return float(sum(path.stat().st_size for path in folder.glob("*.safetensors"))) / 2**30
 
 
-def check_memory(folder: Path, kind: str, *, vocab: int, tokens: int) -> float:
-    """GiB that the work will need at once, by estimate. Raises NotPossible where the machine has not that much free."""
+def check_memory(folder: Path, kind: str, *, vocab: int, tokens: int, widths: Iterable[int] = ()) -> float:
+    """GiB that the work will need at once, by estimate. Raises NotPossible where the machine has not that much free.
+
+    widths: inputs of the layers that GPTQ keeps a matrix of second moments of, in 32 bits, all at once.
+    """
     need = RUNTIME_GIB + weight_gib(folder) * WORKING[kind] + 4 * 4 * vocab * tokens / 2**30
+    need += sum(4 * width**2 for width in widths) / 2**30
     free = free_gib()
     if free is not None and need > free:
         raise NotPossible(
@@ -144,6 +149,20 @@ def check_memory(folder: Path, kind: str, *, vocab: int, tokens: int) -> float:
             hint="free memory, use a larger machine, or shorter prompts (--prompt-tokens)",
         )
     return need
+
+
+def check_disk(folder: Path, work: Path, *, vocab: int, tokens: int) -> None:
+    """Raise NotPossible unless the work folder's disk has room for the unquantized model's logits of so many tokens, at 16
+    bits, and for one checkpoint of the model's size; what a run that is resumed left there counts as room."""
+    need = weight_gib(folder) + 2 * vocab * tokens / 2**30
+    there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file()) / 2**30
+    free = shutil.disk_usage(work).free / 2**30 + there
+    if need > free:
+        raise NotPossible(
+            f"about {need:.2f} GiB of disk are needed and {free:.2f} GiB are free",
+            where=str(work.parent),
+            hint="free space, give an --out on another disk, or judge by fewer prompts (--evaluation-prompts)",
+        )
 
 
 def check_decoding(folders: Sequence[Path]) -> None:

@@ -11,6 +11,7 @@ from advisor.executor.calibration import Split, read_prompts, sample_trace, spli
 from advisor.executor.journal import Journal, digest, file_errors, hash_file, hash_folder
 from advisor.executor.preflight import needs_prompts, trace_of
 from advisor.executor.progress import Progress
+from advisor.executor.quantization import linear_inputs
 from advisor.executor.request import Request
 from advisor.types import Plan, Profile
 
@@ -93,7 +94,11 @@ def gather_material(
     kind = "awq" if plan.deployment.weights in ("int4_awq", "w4a8_awq", "int4_gptq") else "max"
     kind = "train" if request.student_layers else kind
     longest = max(len(each) for each in (*split.calibration, *split.evaluation))
-    need = causal_model.check_memory(folder, kind, vocab=profile.model.vocab, tokens=longest)
+    gptq = plan.deployment.weights == "int4_gptq"
+    widths = linear_inputs(causal_model.load_skeleton(folder)).values() if gptq else ()
+    vocab, judged = profile.model.vocab, sum(map(len, split.evaluation))
+    need = causal_model.check_memory(folder, kind, vocab=vocab, tokens=longest, widths=widths)
+    causal_model.check_disk(folder, journal.folder, vocab=vocab, tokens=judged)
     progress.say(
         "prompts",
         f"{split.read} prompts read, {split.duplicates} doubles and {split.short} short ones dropped: "

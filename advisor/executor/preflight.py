@@ -70,8 +70,9 @@ def group_of(deployment: Deployment, profile: Profile, folder: Path) -> int | No
 
 def trace_of(profile: Profile) -> Path | None:
     """The file of the request trace that the traffic was read from; None: from something else."""
+    traced = profile.sources.get("traffic.requests", "").startswith("trace ")
     path = Path(profile.traffic.name)
-    return path if path.is_file() else None
+    return path if traced and path.is_file() else None
 
 
 def needs_prompts(request: Request, deployment: Deployment, profile: Profile) -> bool:
