@@ -20,7 +20,7 @@ from advisor.executor.request import Served
 from advisor.library import write_whole
 from advisor.observations import observations
 from advisor.types import Change, Profile, Report, Scalar
-from advisor.ways import PLAN, Machine, arrivals_of, machine_of, ways_of, with_weights
+from advisor.ways import PLAN, Machine, arrivals_of, machine_of, texts_of, ways_of, with_weights
 
 if TYPE_CHECKING:
     from advisor.executor.checking import Tell
@@ -40,6 +40,7 @@ def measure(
     baseline: bool = True,
     static: bool = False,
     replay: str | None = None,
+    prompts: str | None = None,
     requests: int | None = None,
     rounds: int = 8,
     seconds: float = 300.0,
@@ -70,9 +71,11 @@ def measure(
         bounds=Bounds(least=min(3, rounds), most=rounds, seconds=seconds, precision=precision),
         deadline=deadline,
         arrivals=arrivals_of(replay, profile, requests) if replay is not None else (),
+        texts=texts_of(prompts, profile) if prompts is not None else (),
         aiperf=None if own_client else aiperf.find(aiperf_program),
     )
-    found = _check(report, with_weights(ways, checkpoint), order, machine, tell, keep_formats)
+    kept = keep_formats and report.plan.deployment != ways[-1].deployment
+    found = _check(report, with_weights(ways, checkpoint), order, machine, tell, kept)
     measured_report = report.model_copy(update={"changes": (*report.changes, *found.changes)})
     _write(measured_report, found.facts, out)
     if not no_evidence:
@@ -88,6 +91,7 @@ def serve(
     passed: bool,
     wanted: bool | None = None,
     engine_python: str | None = None,
+    prompts: Path | None = None,
     seconds: float = 300.0,
     evidence: str | None = None,
     tell: Tell = lambda _line: None,
@@ -96,7 +100,8 @@ def serve(
 
     checkpoint: what was made, None for the model as it is. passed: its accuracy gate. wanted: True, it has to be served and
     its limits are judged whatever machine this is; None, it is served where the engine is installed and can run it, and
-    judged where this is the GPU of the plan; False, never. work: the folder for the engines' logs. evidence: the file, or none.
+    judged where this is the GPU of the plan; False, never. prompts: the user's own, to be sent in the traffic's lengths. work:
+    the folder for the engines' logs. evidence: the file, or none.
     Raises what `check_servable` does where it is wanted, InputError.
     """
     plan = report.plan
@@ -108,7 +113,8 @@ def serve(
     static = plan.baseline_deployment.batching == "static"
     *others, last = ways_of(report, machine, static=static)
     ways = (*others, replace(last, gated=judged, checkpoint=checkpoint))
-    order = Order(out=work, python=engine_python, bounds=Bounds(seconds=seconds), aiperf=aiperf.find())
+    texts = texts_of(prompts, report.profile) if prompts is not None else ()
+    order = Order(out=work, python=engine_python, bounds=Bounds(seconds=seconds), texts=texts, aiperf=aiperf.find())
     try:
         found = _check(report, ways, order, machine, tell)
     except (EngineFailed, NotMeasured, ClientFailed) as error:
@@ -161,9 +167,10 @@ def _check(
         tell=tell,
     )
     took = time.monotonic() - began
-    kept = formats_kept and plan.deployment != ways[-1].deployment
+    notes = ["The plan's number formats were not measured: the checkpoint was served as it is."] if formats_kept else []
+    notes.append(f"Prompts: {'those given' if order.texts else 'random tokens'}, in the lengths of the traffic.")
     seen = observations(profile, machine.name, ways, measured)
-    return Checked(_noted(changes, kept, took), _facts(profile, ways, measured), seen)
+    return Checked(_noted(changes, [*notes, f"All of it took {took:,.0f} s."]), _facts(profile, ways, measured), seen)
 
 
 def _why_not(report: Report, machine: Machine, passed: bool, wanted: bool | None, engine_python: str | None) -> str:
@@ -201,15 +208,13 @@ def _verdict(change: Change, judged: bool) -> str:
 # ---------------------------------------------------------------- what to keep
 
 
-def _noted(changes: Sequence[Change], formats_kept: bool, took: float) -> tuple[Change, ...]:
-    notes = ["The plan's number formats were not measured: the checkpoint was served as it is."] if formats_kept else []
+def _noted(changes: Sequence[Change], notes: Sequence[str]) -> tuple[Change, ...]:
     *others, last = changes
-    said = [last.detail, *notes, f"All of it took {took:,.0f} s."]
-    return (*others, last.model_copy(update={"detail": " ".join(said)}))
+    return (*others, last.model_copy(update={"detail": " ".join([last.detail, *notes])}))
 
 
 def _facts(profile: Profile, ways: Sequence[Way], measured: Sequence[Measured]) -> dict[str, Scalar]:
-    """Measured facts for `advise --measured`. The acceptance is left out: it is that of random prompts."""
+    """Measured facts for `advise --measured`. The acceptance is left out: `advise draft` measures it on whole answers."""
     found: dict[str, Scalar] = {}
     for way, one in zip(ways, measured, strict=True):
         values = {figure.metric: figure.value for figure in one.figures}

@@ -330,11 +330,12 @@ def apply(
         return judge(with_facts(facts), plan.deployment, measured), facts
 
     def serve(checkpoint: Path | None, changes: tuple[Change, ...], measured: Mapping[str, Scalar], passed: bool) -> Served:
-        made, work = told(changes, measured), request.work / "serving"
+        made, options = told(changes, measured), how | {"prompts": request.production or request.calibration}
         left = progress.spending.seconds_left if progress.spending is not None else None
         if left is not None:
-            how["seconds"] = max(1.0, min(how.get("seconds", left), left))
-        return measurement.serve(made, checkpoint, work, passed=passed, tell=lambda line: progress.say("serve", line), **how)
+            options["seconds"] = max(1.0, min(how.get("seconds", left), left))
+        work, tell = request.work / "serving", lambda line: progress.say("serve", line)
+        return measurement.serve(made, checkpoint, work, passed=passed, tell=tell, **options)
 
     def told(changes: tuple[Change, ...], measured: Mapping[str, Scalar]) -> Report:
         known, made = with_facts(measured), plan

@@ -143,3 +143,19 @@ def arrivals_of(replay: str, profile: Profile, most: int | None) -> tuple[tuple[
                 hint="leave such requests out of the trace",
             )
     return tuple(((row.arrival - rows[0].arrival) * unit, max(1, row.isl), max(1, row.osl)) for row in rows)
+
+
+def texts_of(prompts: str | Path, profile: Profile) -> tuple[tuple[int, ...], ...]:
+    """The user's prompts as the model's token ids, to be sent under the traffic's lengths. Raises FileProblem, ModelProblem,
+    InputError: the model is not in a folder here, MissingExtra without transformers."""
+    from advisor.executor import causal_model
+    from advisor.executor.calibration import read_prompts
+
+    if profile.model.folder is None:
+        hint = "leave --prompts out, or plan for the model's folder"
+        raise InputError(f"the tokenizer of {profile.model.name} is not on this machine", where="--prompts", hint=hint)
+    causal_model.require_libraries("transformers")
+    tokenizer = causal_model.load_tokenizer(Path(profile.model.folder))
+    read = read_prompts(Path(prompts), causal_model.chat_renderer(tokenizer, str(prompts), to_answer=True))
+    found = (tuple(tokenizer(text)["input_ids"]) for text in read)
+    return tuple(ids for ids in found if ids)

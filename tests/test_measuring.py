@@ -59,6 +59,14 @@ def test_a_shared_prefix_is_shared() -> None:
     assert len({r.prompt[50:] for r in half}) == 3
 
 
+def test_texts_are_cut_or_joined_to_the_lengths_and_never_begin_alike() -> None:
+    texts = [(101, 102, 103, 104), (201, 202), (301, 302, 303)]
+    made = make_requests([(3, 4)], 3, vocab=1000, texts=texts)
+    assert [r.prompt for r in made] == [(101, 102, 103), (201, 202, 301), (301, 302, 303)]
+    again = make_requests([(3, 4)], 3, vocab=1000, texts=texts, first=3)
+    assert [r.prompt for r in again] == [(102, 103, 104), (202, 301, 302), (302, 303, 101)]
+
+
 def test_requests_need_lengths() -> None:
     with pytest.raises(InputError, match="no request lengths"):
         make_requests([], 4, vocab=100)
@@ -182,12 +190,19 @@ def fixed(pairs: list[tuple[int, int]], count: int):
 
 def test_measuring_ends_once_it_is_decided_and_arms_take_turns(server: Server) -> None:
     lines: list[str] = []
+    numbers: list[int] = []
+
+    def requests(number: int) -> tuple[Request, ...]:
+        numbers.append(number)
+        return fixed(LENGTHS, 8)(number)
+
     arms = [Arm("static batching", server, "static", 4), Arm("plan", server, "in-flight", 4)]
     found = measure(
-        arms, fixed(LENGTHS, 8), limits={"itl_ms": 1000.0}, bounds=Bounds(least=2, most=3, seconds=60, precision=0.3),
+        arms, requests, limits={"itl_ms": 1000.0}, bounds=Bounds(least=2, most=3, seconds=60, precision=0.3),
         read_metrics=lambda text: parse(text, "m").values, tell=lines.append,
     )  # fmt: skip
     static, plan = found
+    assert len(set(numbers)) == len(numbers)  # the arms share a server: its cache must not know what the other one asked
     assert all(2 <= len(each.rounds) <= 3 and each.errors == 0 for each in found)
     assert all(each.ended.startswith(("decided after", "ended at the bound of 3 rounds")) for each in found)
     assert lines[0].startswith("static batching: warm-up") and lines[2].startswith("static batching: round 1")

@@ -28,6 +28,12 @@ import click
 @click.option("--static", is_flag=True, help="Measure static batching too: batches admitted one after the other.")
 @click.option("--replay", type=click.Path(), help="Replay this trace at its own arrival times.", metavar="TRACE")
 @click.option(
+    "--prompts",
+    type=click.Path(),
+    help='Send pieces of these prompts, {"text"} or {"messages"} a line, instead of random tokens.',
+    metavar="FILE",
+)
+@click.option(
     "--requests",
     type=click.IntRange(1, 100_000),
     help="Requests of one round.  [default: 4 times those that run at once, at least 32]",

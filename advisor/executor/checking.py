@@ -52,6 +52,8 @@ class Order:
     """seconds for an engine to become healthy"""
     arrivals: tuple[tuple[float, int, int], ...] = ()
     """a trace to replay: (seconds after the first, input, output tokens)"""
+    texts: tuple[tuple[int, ...], ...] = ()
+    """the user's prompts as token ids, cut or joined to the traffic's lengths; none: random tokens"""
     aiperf: str | None = None
     """the aiperf program; None: the client of load.py"""
 
@@ -193,23 +195,26 @@ def _admission(way: Way, profile: Profile, order: Order) -> Admission:
 
 
 def _requests(profile: Profile, order: Order, requests: int) -> Callable[[int], Sequence[Request]]:
-    """Round -> requests: the same lengths in the same order each time, other tokens."""
+    """Number -> requests: the same lengths in the same order each time, other tokens; fewer to warm up."""
     traffic, vocab = profile.traffic, profile.model.vocab
-    shared = traffic.shared_prefix or 0.0
+    shared, texts = traffic.shared_prefix or 0.0, order.texts
     pairs: Sequence[tuple[int, int]] = traffic.lengths or ((round(traffic.isl.mean), round(traffic.osl.mean)),)
     seed = time.time_ns()  # a server that was measured before still has the prompts of then in its cache
 
     def of(number: int) -> Sequence[Request]:
-        count = max(1, requests // 2) if number == 0 else requests
+        count, first = max(1, requests // 2) if number <= 0 else requests, number * requests
         if order.arrivals:
             rows = order.arrivals[:count]
             times = [at for at, _, _ in rows]
             pairs_of = [(isl, osl) for _, isl, osl in rows]
             return make_requests(
-                pairs_of, len(rows), vocab=vocab, shared_prefix=shared, seed=seed + number, arrivals=times, shuffled=False
-            )
+                pairs_of, len(rows), vocab=vocab, shared_prefix=shared, seed=seed + number, arrivals=times, shuffled=False,
+                texts=texts, first=first,
+            )  # fmt: skip
         drawn = gaps(count, traffic.rate, traffic.burstiness) if traffic.concurrency is None and traffic.rate else ()
-        return make_requests(pairs, count, vocab=vocab, shared_prefix=shared, seed=seed + number, arrivals=drawn)
+        return make_requests(
+            pairs, count, vocab=vocab, shared_prefix=shared, seed=seed + number, arrivals=drawn, texts=texts, first=first
+        )
 
     return of
 

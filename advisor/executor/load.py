@@ -71,12 +71,15 @@ def make_requests(
     seed: int = 0,
     arrivals: Sequence[float] = (),
     shuffled: bool = True,
+    texts: Sequence[Sequence[int]] = (),
+    first: int = 0,
 ) -> tuple[Request, ...]:
-    """`count` requests with lengths drawn from (input, output) pairs, the prompts random token ids.
+    """`count` requests with lengths drawn from (input, output) pairs, the prompts random token ids or pieces of the texts.
 
     The seed decides the token ids alone: a second round with another one has the same lengths, and no prompt that a cache has
     seen. shared_prefix: that share of each prompt is one common beginning. shuffled: False keeps the pairs as they are, one a
-    request. Raises InputError without lengths.
+    request. texts: prompts as token ids, cut or joined to the lengths; `first` is the number of the first request, which says
+    which one is next. Raises InputError without lengths.
     """
     if not lengths:
         raise InputError("no request lengths to send", where="traffic", hint="give --isl and --osl, or a trace")
@@ -84,13 +87,27 @@ def make_requests(
     draw = random.Random(seed)
     highest = max(LOWEST_TOKEN + 1, vocab - 1)
     longest = max(isl for isl, _ in pairs)
-    common = [draw.randint(LOWEST_TOKEN, highest) for _ in range(longest)]
-    made = []
+
+    def words(number: int, length: int) -> list[int]:
+        return piece(texts, number, length) if texts else [draw.randint(LOWEST_TOKEN, highest) for _ in range(length)]
+
+    common, made = words(0, longest), []
     for index, (isl, osl) in enumerate(pairs):
         kept = int(isl * shared_prefix)
-        own = [draw.randint(LOWEST_TOKEN, highest) for _ in range(max(1, isl) - kept)]
+        own = words(first + index, max(1, isl) - kept)
         made.append(Request(tuple(common[:kept] + own), max(1, osl), arrivals[index] if arrivals else None))
     return tuple(made)
+
+
+def piece(texts: Sequence[Sequence[int]], number: int, length: int) -> list[int]:
+    """So many tokens from text number `number` on, the next ones joined to it; one whose turn comes again begins a token later
+    each time, so that no cache knows how it begins. Every text has at least one token."""
+    turn, at = divmod(number, len(texts))
+    found = list(texts[at][turn % len(texts[at]) :])
+    while len(found) < length:
+        at = (at + 1) % len(texts)
+        found += texts[at]
+    return found[:length]
 
 
 def order_of(lengths: Sequence[tuple[int, int]], count: int) -> tuple[tuple[int, int], ...]:

@@ -23,7 +23,7 @@ HEADLINES = ("ttft_ms", "itl_ms", "output_tokens_per_s")
 _T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 """two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom"""
 Requests = Callable[[int], Sequence[Request]]
-"""round number -> its requests; round 0 is the warm-up"""
+"""number -> requests of the same lengths and other tokens; from 1 on for rounds, 0, -1, ... for warm-ups"""
 Sender = Callable[[Server, Sequence[Request], Admission, int, float], Round]
 """sends requests to a server, so many at once, for at most so many seconds"""
 OWN = "the advisor's own client"
@@ -160,9 +160,9 @@ def measure(
     Raises NotMeasured for an arm whose warm-up got no answer.
     """
     made = [Measured(arm) for arm in arms]
-    for found in made:
+    for index, found in enumerate(made):
         began = time.monotonic()
-        found.warm_up = found.arm.send(found.arm.server, requests(0), found.arm.admission, found.arm.slots, bounds.seconds)
+        found.warm_up = found.arm.send(found.arm.server, requests(-index), found.arm.admission, found.arm.slots, bounds.seconds)
         found.seconds = time.monotonic() - began
         if not found.warm_up.good:
             first = found.warm_up.answers[0].error if found.warm_up.answers else "nothing was sent in time"
@@ -170,8 +170,8 @@ def measure(
         tell(f"{found.arm.what}: warm-up of {len(found.warm_up.answers)} requests took {found.seconds:,.1f} s")
     number = 0
     while open_arms := [found for found in made if not found.ended]:
-        number += 1
         for found in open_arms:
+            number += 1  # arms may share a server: what one asked, its cache knows when the next one's turn comes
             _round(found, requests(number), bounds, read_metrics)
             found.ended = _why_end(found, limits, bounds)
             tell(f"{found.arm.what}: {_line(found)}" + (f"; {found.ended}" if found.ended else ""))
