@@ -262,7 +262,7 @@ def test_the_gate_is_the_worst_verdict_and_errors_fail_it() -> None:
 
 
 def test_every_figure_stands_beside_its_prediction(server: Server) -> None:
-    bounds = Bounds(least=2, most=2, seconds=60)
+    bounds = Bounds(least=5, most=5, seconds=60)  # a machine that others load makes two rounds differ
     measured = measure([Arm("plan", server, "in-flight", 2)], fixed([(16, 11)], 4), limits={}, bounds=bounds)[0]
     memory = Memory(weights=1, kv_cache=1, activations=1, runtime=1, total=4, capacity=80)
     expected = Estimate(
