@@ -142,3 +142,4 @@ def test_every_page_shows_the_student(form: Any) -> None:
     page = render(report, form)
     assert "A smaller model that would keep the limits" in page
     assert "25 of 32 layers" in page and "5.89" in page and "Llama-3.2-3B" in page
+    assert "--student-layers" in page and "--student-layers" not in render(advise(itl_ms=2), form)

@@ -257,8 +257,6 @@ def _notes(students: tuple[Student, ...], plan: Plan, profile: Profile) -> Itera
         )
     if cut and any(not one.here for one in cut):
         yield "width is cut by ModelOpt's Minitron pruning, which needs Megatron-Core (examples/megatron_bridge); not run here"
-    if cut and cut[0].here and cut[0].rounds == 1:
-        yield f"advise apply … --student-layers {cut[0].layers}: drops the layers, distils, quantizes, and measures each step"
 
 
 def _tokens(student: Student) -> str:

@@ -25,7 +25,9 @@ def upcoming(report: Report) -> tuple[tuple[str, str], ...]:
     if report.changes:
         return ()
     if not report.plan.feasible:
-        return ()
+        student = report.plan.distillation and any(one.here and one.rounds == 1 for one in report.plan.distillation.students)
+        make = _line(("apply", *question, "--student-layers", "auto", "--calibration", "prompts.jsonl", "--out", "applied"))
+        return (("distil the student, quantize it, and measure each step", make),) if student else ()
     return (
         ("write the serving files only; changes nothing else", _line(("emit", *question, "--out", "serving"))),
         ("do it, measure each step, stop at a gate that fails", _line(("apply", *question, "--out", "applied"))),
