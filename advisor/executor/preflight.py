@@ -24,7 +24,10 @@ WRITES = {
 def find_model(request: Request, profile: Profile, plan: Plan) -> Path:
     """The model's folder. Raises NoPlanFits, InputError for a model that is not here, FileProblem for no place to publish."""
     if not plan.feasible:
-        raise NoPlanFits("there is nothing to apply: no plan satisfies the limits", hint="; ".join(plan.shortfall))
+        makes = [one for one in plan.distillation.students if one.here] if plan.distillation else []
+        told = [f"a student of {one.layers} layers would do (--student-layers auto)" for one in makes if one.rounds == 1]
+        hint = "; ".join((*plan.shortfall, *told))
+        raise NoPlanFits("there is nothing to apply: no plan satisfies the limits", hint=hint)
     if profile.model.folder is None:
         raise InputError(
             f"{profile.model.name} is not on this machine",
