@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from advisor.estimator.inflight import InFlight
 from advisor.estimator.replica import Server, Step, StepCosts
 from advisor.estimator.simulation import percentiles, replay, simulate
 from advisor.estimator.step_time import step_time
+from advisor.profiler.model import read_model
 from advisor.types import Deployment, Engine, Gpu, Load, Model, Speculation, TensorRates
 
 LLAMA_8B = Model(
@@ -272,14 +274,23 @@ def test_queueing_grows_as_the_load_nears_saturation() -> None:
 # ---------------------------------------------------------------- with the estimator's own step times
 
 
+LLAMA_70B = read_model("meta-llama/Llama-3.3-70B-Instruct")[0]
+FP8_OVER_4 = Deployment(weights="fp8", kv_cache="fp8", tensor_parallel=4)
+
+
+@pytest.mark.parametrize("model, deployment", [(LLAMA_8B, Deployment()), (LLAMA_70B, FP8_OVER_4)], ids=["8B", "70B"])
 @pytest.mark.parametrize("rate, isl, osl", [(2.0, 1024, 256), (6.0, 1024, 256), (4.0, 512, 512), (1.0, 4096, 256)])
-def test_the_steady_state_and_the_simulation_agree_at_a_moderate_rate(rate: float, isl: int, osl: int) -> None:
+def test_the_steady_state_and_the_simulation_agree_at_a_moderate_rate(
+    rate: float, isl: int, osl: int, model: Model, deployment: Deployment
+) -> None:
     load = Load(isl=isl, osl=osl, rate=rate, requests=1500)
-    analytic = estimate(LLAMA_8B, H100, Deployment(), load)
-    simulated = simulate(LLAMA_8B, H100, Deployment(), load)
+    analytic = estimate(model, H100, deployment, load)
+    simulated = simulate(model, H100, deployment, load)
     assert simulated.itl_ms.mean == pytest.approx(analytic.itl_ms, rel=0.05)
     assert simulated.output_tokens_per_s == pytest.approx(analytic.output_tokens_per_s, rel=0.05)
     assert simulated.concurrency == pytest.approx(analytic.concurrency, rel=0.06)
+    assert simulated.ttft_ms.mean == pytest.approx(analytic.ttft_ms, rel=0.13)
+    assert simulated.latency_ms.mean == pytest.approx(analytic.request_latency_ms, rel=0.05)
 
 
 @pytest.mark.parametrize("users", [4, 32, 128])
@@ -291,6 +302,23 @@ def test_the_steady_state_and_the_simulation_agree_in_a_closed_loop(users: int) 
     simulated = simulate(LLAMA_8B, H100, Deployment(), load)
     assert simulated.itl_ms.mean == pytest.approx(analytic.itl_ms, rel=0.06)
     assert simulated.output_tokens_per_s == pytest.approx(analytic.output_tokens_per_s, rel=0.06)
+    assert simulated.ttft_ms.mean == pytest.approx(analytic.ttft_ms, rel=0.15)
+
+
+def test_the_engines_handling_of_a_request_is_in_its_latency_and_in_no_queue() -> None:
+    plain, handled = (replay(drawn([(100, 20)], 200, rate=3.0), cost, Server(8, 2048), handling=x) for x in (0.0, 0.05))
+    assert handled.ttft_ms.mean == pytest.approx(plain.ttft_ms.mean + 50) and handled.queue_ms == plain.queue_ms
+    assert handled.concurrency == pytest.approx(handled.requests_per_s * handled.latency_ms.mean / 1e3, rel=1e-6)
+
+
+def test_ten_thousand_requests_take_less_than_a_second() -> None:
+    lengths = tuple((isl, osl) for isl in (128, 700, 1500, 4000) for osl in (20, 150, 400, 900))
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        simulate(LLAMA_8B, H100, Deployment(), Load(isl=1582, osl=367, rate=5.0, requests=10_000, lengths=lengths))
+        times.append(time.process_time() - start)
+    assert min(times) < 1.0
 
 
 def test_the_idle_share_of_static_batches_is_the_one_computed_from_the_lengths() -> None:

@@ -54,7 +54,8 @@ def simulate(
         requests = drawn(lengths, count, rate=load.rate / replicas if load.rate is not None else None, seed=seed)
     else:
         requests = requests[::replicas]
-    return replay(requests, step, server, concurrency=users, replicas=replicas)
+    handling = runtime_of(engine, gpu.id).request_ms * 1e-3
+    return replay(requests, step, server, concurrency=users, replicas=replicas, handling=handling)
 
 
 def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine) -> tuple[Step, Server]:
@@ -93,28 +94,37 @@ def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
 
 
 def replay(
-    requests: Sequence[Request], step: Step, server: Server, *, concurrency: int | None = None, replicas: int = 1
+    requests: Sequence[Request],
+    step: Step,
+    server: Server,
+    *,
+    concurrency: int | None = None,
+    replicas: int = 1,
+    handling: float = 0.0,
 ) -> Simulated:
     """Serve `requests` on one replica. concurrency: a closed loop of so many users, arrival times not used.
 
     The result depends on nothing but the arguments. Requests must be in order of arrival. replicas: throughput and
-    concurrency are scaled to so many replicas, each with requests of its own.
+    concurrency are scaled to so many replicas, each with requests of its own. handling: seconds of HTTP, tokenisation and
+    scheduling that each request spends outside of the steps and of the queue for them.
     """
     costs = StepCosts(step)
     if server.batching == "static":
         outcome = static(requests, costs, server, concurrency)
     else:
         outcome = InFlight(requests, costs, server, concurrency).run()
-    return summary(outcome, replicas)
+    return summary(outcome, replicas, handling, closed=concurrency is not None)
 
 
-def summary(outcome: Outcome, replicas: int = 1) -> Simulated:
-    """Percentiles and shares of what happened; ms."""
+def summary(outcome: Outcome, replicas: int = 1, handling: float = 0.0, *, closed: bool = False) -> Simulated:
+    """Percentiles and shares of what happened; ms. closed: the users of a closed loop are always in the system."""
     served = [index for index in outcome.ended if index in outcome.first]
     requests, arrived = outcome.requests, outcome.arrived
     start = min((arrived[index] for index in served), default=0.0)
     seconds = max((outcome.ended[index] for index in served), default=0.0) - start
-    each = [(1e3 * (outcome.first[i] - arrived[i]), 1e3 * (outcome.ended[i] - arrived[i])) for i in served]
+    each = [
+        (1e3 * (outcome.first[i] - arrived[i] + handling), 1e3 * (outcome.ended[i] - arrived[i] + handling)) for i in served
+    ]
     whole = seconds or math.inf
     notes = []
     if outcome.refused:
@@ -132,7 +142,7 @@ def summary(outcome: Outcome, replicas: int = 1) -> Simulated:
         queue_ms=percentiles([(1e3 * (outcome.started[i] - arrived[i]), 1.0) for i in served]),
         output_tokens_per_s=replicas * sum(requests[i].osl for i in served) / whole,
         requests_per_s=replicas * len(served) / whole,
-        concurrency=replicas * outcome.present / whole,
+        concurrency=replicas * (outcome.present + (0.0 if closed else handling * len(served))) / whole,
         batch=outcome.batch_time / outcome.busy if outcome.busy else 0.0,
         busy_share=min(1.0, outcome.busy / whole),
         idle_share=outcome.idle_steps / outcome.slot_steps if outcome.slot_steps else 0.0,
