@@ -21,6 +21,7 @@ from advisor.types import (
     Policy,
     Profile,
     Report,
+    Rule,
     Scalar,
     SecondOpinion,
     Traffic,
@@ -264,8 +265,9 @@ def apply(
 
     A report of advise_student: its student is cut and distilled first, and takes the model's place.
     options: the fields of executor.request.Request. serving: the options of measurement.serve. Within the report's policy;
-    unasked: nobody is there to be asked. publish: places (hf://org/name, s3://bucket/folder, …) that get the result once its
-    gates have passed. stream: where progress is told; stderr without it. The report comes back with what was done in it.
+    unasked: nobody is there to be asked, so that a remedy about which the policy wants to be asked does not run. publish:
+    places (hf://org/name, s3://bucket/folder, …) that get the result once its gates have passed. stream: where progress is
+    told; stderr without it. The report comes back with what was done in it.
     Raises InputError, PolicyProblem, NotPossible, MissingExtra, FileProblem, NoPlanFits.
     """
     import json
@@ -282,6 +284,7 @@ def apply(
     from advisor.executor.speculation import Measured
     from advisor.executor.spending import Limit
     from advisor.library import read_text
+    from advisor.reasoner.fallbacks import LEAVES, training_price
     from advisor.reasoner.policing import check_places, remedy_ban, spend_limits
     from advisor.reasoner.remedies import find_remedies
     from advisor.report.rendering import render
@@ -319,11 +322,22 @@ def apply(
         return with_measured(profile, measured)
 
     def ask(measured: Mapping[str, Scalar]) -> Answer:
-        fired, wanted = find_remedies(with_facts(measured), rulebook)
-        judged = [(rule, remedy_ban(rule, policy, unasked=unasked) if policy is not None else "") for rule in fired]
-        remedies = [(Remedy(rule.id, rule.applies.action, rule.applies.parameters), ban) for rule, ban in judged]
-        allowed = tuple(remedy for remedy, ban in remedies if not ban)
-        return Answer(allowed, wanted, forbidden=tuple((remedy, ban) for remedy, ban in remedies if ban))
+        fired, wanted = find_remedies(with_facts(measured), rulebook, barred)
+        remedies = tuple(remedy(rule) for rule in fired if not barred(rule))
+        return Answer(remedies, wanted, forbidden=tuple((remedy(rule), barred(rule)) for rule in fired if barred(rule)))
+
+    def barred(rule: Rule) -> str:
+        return remedy_ban(rule, policy, unasked=unasked) if policy is not None else ""
+
+    def remedy(rule: Rule) -> Remedy:
+        return Remedy(
+            rule.id,
+            rule.applies.action,
+            rule.applies.parameters,
+            leaves=LEAVES[rule.applies.action],
+            cost=lambda tokens: training_price(rule, profile, tokens),
+            asks=policy is None or policy.training != "unasked",
+        )
 
     def weigh(measured: Measured) -> tuple[tuple[Change, ...], dict[str, Scalar]]:
         facts = facts_of(measured)

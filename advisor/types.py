@@ -651,6 +651,8 @@ class Fallback(Value):
 
     if_: str = Field(alias="if")
     rule: str
+    cost: TrainingCost | None = None
+    """of a remedy that trains; None: it trains nothing, or this GPU's peak is not known"""
 
 
 class Flip(Value):
@@ -834,6 +836,9 @@ class Change(Value):
     calibration: Calibration | None = None
     serving: tuple[Interval, ...] = ()
     """what a server gave under load: latencies, throughput and the server's own figures, beside what was predicted"""
+    training: tuple[Interval, ...] = ()
+    """what a training took and gave: seconds, gpu_hours, steps, tokens, peak_gib and the gain of the gate's metric in
+    percent points, with what was predicted"""
     drafts: tuple[DraftLength, ...] = ()
     """speculative decoding by draft length"""
 

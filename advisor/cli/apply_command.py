@@ -42,8 +42,12 @@ if TYPE_CHECKING:
     metavar="FILE",
 )
 @click.option("--draft", type=click.Path(), help="Folder of a draft model: measure how often it is accepted.", metavar="DIR")
+@click.option(
+    "--training", type=click.Path(), help="Texts to train on, if the rules call for training. [the prompts]", metavar="FILE"
+)
+@click.option("--training-steps", type=click.IntRange(1), help="Steps of a training at most. [the rule's number]", metavar="N")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; finished work is not done again.")
-@click.option("--yes", is_flag=True, help="Do not ask before beginning.")
+@click.option("--yes", is_flag=True, help="Do not ask: neither before beginning nor before a training.")
 @click.option(
     "--auto", is_flag=True, help="Ask nothing; go on with a stopped run whatever changed since, redoing what depends on it."
 )
@@ -104,7 +108,8 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
     from advisor import pipeline
 
     own = (
-        "publish", "calibration", "production", "draft", "replace", "resume", "yes", "auto", "max_rounds", "max_time", "seed",
+        "publish", "calibration", "production", "draft", "training", "training_steps", "replace", "resume", "yes", "auto",
+        "max_rounds", "max_time", "seed",
         "calibration_prompts", "evaluation_prompts", "prompt_tokens", "score_command", "tasks", "keep_high_precision",
         "student_layers", "student_steps", "log_format",
     )  # fmt: skip
@@ -116,11 +121,12 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         "evidence": options.get("evidence"),
     }
     report = answer(plan_file, options, overlay=overlay, policy=policy)
-    unasked = not (sys.stdin.isatty() and sys.stderr.isatty()) or mine["yes"] or mine["auto"]
+    unasked = not (sys.stdin.isatty() and sys.stderr.isatty())
+    agreed = mine["yes"] or mine["auto"]
     if mine["student_layers"] is not None:
         layers = None if mine["student_layers"] == "auto" else mine["student_layers"]
         report = pipeline.advise_student(report, layers, overlay=overlay, unasked=unasked)
-    if not unasked:
+    if not unasked and not agreed:
         click.confirm(f"{_intent(report)}\nGo on?", default=True, abort=True, err=True)
     made, outcome = pipeline.apply(
         report,
@@ -133,6 +139,9 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         calibration=_path(mine["calibration"]),
         production=_path(mine["production"]),
         draft=_path(mine["draft"]),
+        training=_path(mine["training"]),
+        training_steps=mine["training_steps"],
+        confirm=(lambda _: True) if agreed else None if unasked else _ask,
         resume=mine["resume"],
         renew=mine["auto"],
         replace=mine["replace"],
@@ -160,6 +169,10 @@ def command(plan_file: str | None, overlay: str | None, policy: str | None, out:
         for place in outcome.places:
             click.echo(f"published: {place}")
     return 0 if outcome.published else 3
+
+
+def _ask(what: str) -> bool:
+    return click.confirm(f"{what[:1].upper()}{what[1:]}.\nTrain?", default=False, err=True)
 
 
 def _path(text: str | None) -> Any:

@@ -43,6 +43,8 @@ class Split:
     evaluation: tuple[tuple[int, ...], ...]
     reserve: tuple[tuple[int, ...], ...]
     """production's prompts that are in neither: what a recalibration can draw on"""
+    training: tuple[tuple[int, ...], ...]
+    """texts that were given to train on; none of them is nearly one that judges, or may"""
     read: int
     """prompts in the files"""
     duplicates: int
@@ -57,6 +59,13 @@ class Split:
     """where the calibration's prompts are from"""
     production: str = ""
     """where production's are from"""
+
+    @property
+    def lessons(self) -> tuple[tuple[int, ...], ...]:
+        """What a remedy may train on: the texts given for it, else production's that do not judge, else the calibration's."""
+        if self.training:
+            return self.training
+        return (self.reserve or self.calibration) if self.apart else (*self.calibration, *self.reserve)
 
 
 def read_prompts(path: Path, render: Render) -> tuple[str, ...]:
@@ -129,6 +138,7 @@ def split_prompts(
     production: Sequence[str] | None,
     tokenize: Tokenize,
     *,
+    training: Sequence[str] = (),
     prompts: int,
     held_out: int,
     tokens: int,
@@ -138,6 +148,7 @@ def split_prompts(
     """Split prompts into what calibrates and what judges.
 
     calibration: the texts to calibrate on. production: a sample of production's own; None: the calibration texts are it.
+    training: texts to train on; they may calibrate too, but those that are nearly one that judges, or may, are dropped.
     prompts: calibrate on at most so many. held_out: judge by at most so many, drawn from production, never more than half
     of it. tokens: no prompt is longer. lengths: input lengths of production; prompts are cut to their quantiles.
     Raises InputError when too few are left.
@@ -161,10 +172,19 @@ def split_prompts(
     taken = set(teachers)
     reserve = [index for index in rest if index not in taken]
     matched = [match_lengths([encoded[index] for index in group], lengths) for group in (teachers, judges, reserve)]
+    trains = _apart(training, [texts[index] for index in (*judges, *reserve)])
+    lessons = tuple(each for each in (tuple(tokenize(text)[:tokens]) for text in trains) if len(each) >= SHORTEST)
+    if training and not lessons:
+        raise InputError(
+            f"none of the {len(training)} texts to train on is left",
+            where=f"each has fewer than {SHORTEST} tokens, or is nearly one of production's that judge or may",
+            hint="give other texts, or none: production's that do not judge are trained on then",
+        )
     return Split(
         calibration=matched[0],
         evaluation=matched[1],
         reserve=matched[2],
+        training=lessons,
         read=len(texts),
         duplicates=duplicates,
         short=len(kept) - len(long),
@@ -254,6 +274,12 @@ def _prompt(line: str, where: str, render: Render) -> str:
 
 def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def _apart(texts: Sequence[str], judges: Sequence[str]) -> list[str]:
+    """The texts that are no (near) double of one that judges, nor of each other."""
+    kept, _ = _distinct([*texts, *judges], first=len(texts))
+    return [texts[index] for index in kept if index < len(texts)]
 
 
 def _shuffled(indices: list[int], texts: Sequence[str], seed: int) -> list[int]:

@@ -19,7 +19,7 @@ PROMPTS = 512
 """prompts to calibrate on where neither the rule nor the user says"""
 APART = (
     "out", "resume", "renew", "replace", "max_seconds", "command_seconds", "arguments", "limits", "checkpoint_bytes", "shelves",
-    "calibration", "production", "draft", "tasks", "question", "version",
+    "calibration", "production", "training", "confirm", "draft", "tasks", "question", "version",
 )  # fmt: skip
 """fields of a request that do not change its result, or that count by their content and not their name"""
 
@@ -62,7 +62,7 @@ def take_fingerprint(request: Request, profile: Profile, folder: Path) -> Finger
     """Hash the model's files, the prompts, the draft and the tasks. Raises FileProblem."""
     hashes = hash_folder(folder)
     stats = {name: _stat(folder / name) for name in hashes}
-    given = (request.calibration, request.production, trace_of(profile))
+    given = (request.calibration, request.production, request.training, trace_of(profile))
     prompts = {str(path): hash_file(path) for path in given if path and path.is_file()}
     versions = {"inference-advisor": request.version, **causal_model.versions()}
     beside = [path and hash_folder(path) for path in (request.draft, request.tasks)]
@@ -92,7 +92,7 @@ def gather_material(
     lengths = tuple(pair[0] for pair in profile.traffic.lengths) or (round(profile.traffic.isl.mean),)
     split = _split(request, folder, request.prompts or prompts or PROMPTS, lengths, trace)
     kind = "awq" if plan.deployment.weights in ("int4_awq", "w4a8_awq", "int4_gptq") else "max"
-    kind = "train" if request.student_layers else kind
+    kind = "qad" if request.student_layers else kind
     longest = max(len(each) for each in (*split.calibration, *split.evaluation))
     gptq = plan.deployment.weights == "int4_gptq"
     widths = linear_inputs(causal_model.load_skeleton(folder)).values() if gptq else ()
@@ -129,6 +129,7 @@ def _split(request: Request, folder: Path, prompts: int, lengths: tuple[int, ...
         texts,
         own,
         tokenize,
+        training=read(request.training) if request.training is not None else (),
         prompts=prompts,
         held_out=request.held_out,
         tokens=request.tokens,

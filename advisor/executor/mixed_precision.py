@@ -21,7 +21,6 @@ SEARCHED = ("int8_sq", "int4_awq", "w4a8_awq", "fp8", "int8_wo", "fp8_rowwise")
 def mix(run: Run, remedy: Remedy) -> str | None:
     """A round with the narrowest mix that promises to keep the budget. None: the search takes no such scheme, or no room."""
     assert run.scheme is not None
-    run.facts["mixed_precision_tried"] = True
     if run.scheme.weights not in SEARCHED:
         run.skip(remedy, f"not run: ModelOpt's search takes no {run.scheme.weights}")
         return None

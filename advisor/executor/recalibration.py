@@ -10,7 +10,6 @@ from advisor.executor.run import Run
 def recalibrate(run: Run, remedy: Remedy) -> str | None:
     """A round on fresh prompts of production. None: there are none left."""
     assert run.split is not None and run.scheme is not None
-    run.facts["recalibrated"] = True
     wanted = whole_number(remedy.parameters, "calibration_prompts", 512)
     wanted = min(wanted, run.request.prompts) if run.request.prompts else wanted
     fresh = match_lengths(run.split.reserve, run.lengths)

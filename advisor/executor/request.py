@@ -8,7 +8,7 @@ from pathlib import Path
 
 from advisor.executor.delivery import Shelf
 from advisor.executor.spending import Limit
-from advisor.types import Change, Scalar
+from advisor.types import Change, Scalar, TrainingCost
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,12 @@ class Request:
     """JSONL of prompts to calibrate on"""
     production: Path | None = None
     """JSONL of production's own prompts, to judge by and to recalibrate on; None: the calibration prompts are production's"""
+    training: Path | None = None
+    """JSONL of texts to train on; None: the prompts that calibrate, and production's that judge nothing"""
+    training_steps: int | None = None
+    """steps of a training at most; None: as the rule says"""
+    confirm: Callable[[str], bool] | None = None
+    """asks a person; None: nobody is there to be asked"""
     resume: bool = False
     """go on with a run that was stopped; its inputs have to be the same"""
     renew: bool = False
@@ -78,6 +84,12 @@ class Remedy:
     action: str
     """recalibrate, mixed_precision, qat, distill"""
     parameters: Mapping[str, object] = field(default_factory=dict)
+    leaves: Mapping[str, Scalar] = field(default_factory=dict)
+    """measured facts that say it was tried, or ruled out"""
+    cost: Callable[[float], TrainingCost | None] = lambda tokens: None
+    """tokens to train on -> what that costs on the profile's GPU; None: it trains nothing, or that is not known"""
+    asks: bool = True
+    """a person is asked before it trains"""
 
 
 @dataclass(frozen=True)

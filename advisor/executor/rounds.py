@@ -15,14 +15,19 @@ from advisor.executor.mixed_precision import measure_sensitivity, mix
 from advisor.executor.preflight import check_request, find_model, quantizes
 from advisor.executor.progress import Progress
 from advisor.executor.recalibration import recalibrate
-from advisor.executor.request import Answer, Ask, Outcome, Pages, Remedy, Request, Serve, whole_number
+from advisor.executor.recovery import recover
+from advisor.executor.request import Ask, Outcome, Pages, Remedy, Request, Serve, whole_number
 from advisor.executor.run import Run
 from advisor.executor.speculation import Weigh, measure, order_of
 from advisor.executor.spending import Spending, Spent
 from advisor.executor.trial import Bench
 from advisor.types import Plan, Profile
 
-ACTIONS: dict[str, Callable[[Run, Remedy], str | None]] = {"recalibrate": recalibrate, "mixed_precision": mix}
+ACTIONS: dict[str, Callable[[Run, Remedy], str | None]] = {
+    "recalibrate": recalibrate,
+    "mixed_precision": mix,
+    "qat": recover,
+}
 """a rule's action -> what carries it out: the verdict of the round it came to; None: it was not run, and a Change says why"""
 
 
@@ -76,7 +81,7 @@ def _loop(run: Run, parameters: dict[str, object], ask: Ask) -> bool:
         return True
     verdict = run.begin(parameters)
     while verdict != "passed":
-        remedy = _next(run, ask(dict(run.facts)), ask)
+        remedy = _next(run, ask)
         if remedy is None:
             return False
         if run.round >= run.request.max_rounds or run.late():
@@ -84,6 +89,7 @@ def _loop(run: Run, parameters: dict[str, object], ask: Ask) -> bool:
             run.skip(remedy, f"not run: {limit} was reached")
             return False
         run.progress.say("rule", f"the gate failed; {remedy.rule} fires", rule=remedy.rule)
+        run.facts |= remedy.leaves
         verdict = ACTIONS[remedy.action](run, remedy) or verdict
     return True
 
@@ -100,23 +106,29 @@ def _speculate(run: Run, profile: Profile, weigh: Weigh) -> bool:
     return all(change.gate != "failed" for change in changes)
 
 
-def _next(run: Run, answer: Answer, ask: Ask) -> Remedy | None:
-    """The first remedy that the rules call up and that can be done here; facts they lack are measured first."""
-    if not answer.remedies and "measured.sensitive_layer_share" in answer.wanted and measure_sensitivity(run):
+def _next(run: Run, ask: Ask) -> Remedy | None:
+    """The first remedy that the rules call up and that may and can be done here. A fact that they lack is measured first; what
+    is ruled out counts as tried, so that the rules can say what is left."""
+    while True:
         answer = ask(dict(run.facts))
-    for remedy, ban in answer.forbidden:
-        if remedy.rule not in run.refused:
+        barred = [each for each in answer.forbidden if each[0].rule not in run.refused]
+        fresh = [remedy for remedy in answer.remedies if remedy.rule not in run.refused]
+        for remedy, ban in barred:
             run.skip(remedy, f"not run: forbidden by the policy, {ban}; its gain is known only by doing it")
-    for remedy in answer.remedies:
-        if remedy.rule in run.refused:
-            continue
-        if remedy.action in ACTIONS:
-            return remedy
-        run.skip(remedy, f"not run: {remedy.action} is not carried out by this program; {_manual(remedy.action)}")
-    return None
+        for remedy in fresh:
+            if remedy.action in ACTIONS:
+                return remedy
+            run.skip(remedy, f"not run: {_manual(remedy.action)}")
+        out = [*fresh, *(remedy for remedy, _ in barred)]
+        for remedy in out:
+            run.facts |= remedy.leaves
+        if not out and "measured.sensitive_layer_share" in answer.wanted:
+            if not (measure_sensitivity(run) and ask(dict(run.facts)).remedies):
+                run.facts["mixed_precision_tried"] = True
+        elif not out:
+            return None
 
 
 def _manual(action: str) -> str:
-    if action == "distill":
-        return "give --student-layers to have a student made"
-    return "the checkpoint of the last round is kept to start from" if action == "qat" else "see the rule's page for how"
+    way = "give --student-layers to have a student made" if action == "distill" else "see the rule's page for how"
+    return f"{action} is not carried out by a round; {way}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advisor.executor import checkpoint, evaluation
@@ -17,10 +17,20 @@ from advisor.executor.quantization import Scheme, Sensitivities
 from advisor.executor.request import Remedy, Request
 from advisor.executor.scoring import Loss, measure_score, scored
 from advisor.executor.spending import Spent
-from advisor.executor.trial import Bench, Sequences, Trial
+from advisor.executor.trial import Bench, Lesson, Sequences, Trial
 from advisor.types import Calibration, Change, Interval, Plan, Profile, Scalar
 
 ALPHAS = (0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A trial and what its exported files measured on held-out prompts."""
+
+    trial: Trial
+    loss: tuple[float, float, float]
+    """percent on the goal's metric, with its 95 % interval"""
+    blocks: tuple[Block, ...]
 
 
 class Run:
@@ -40,7 +50,7 @@ class Run:
         self.began = time.monotonic()
         self.changes: list[Change] = []
         self.facts: dict[str, Scalar] = {}
-        self.trials: list[tuple[Trial, float]] = []
+        self.trials: list[Judged] = []
         self.round = 0
         self.scheme: Scheme | None = None
         self.parameters: dict[str, object] = {}
@@ -71,7 +81,7 @@ class Run:
 
     def best(self) -> Trial | None:
         """The last trial: the one that passed, if any did."""
-        return self.trials[-1][0] if self.trials else None
+        return self.trials[-1].trial if self.trials else None
 
     def summary(self, passed: bool) -> str:
         """One sentence."""
@@ -81,7 +91,7 @@ class Run:
             return f"The student: {self.changes[-1].detail.splitlines()[0]}"
         if not self.trials:
             return "Nothing was to be quantized; the checkpoint is served as it is."
-        trial, loss = self.trials[-1]
+        trial, loss = self.trials[-1].trial, self.trials[-1].loss[0]
         budget, metric = self.goal.accuracy_budget_pct, self.goal.accuracy_metric
         limit = "no budget was set" if budget is None else f"the budget is {budget:g} %"
         word = "published" if passed else "not published"
@@ -104,15 +114,18 @@ class Run:
         self.scheme = self.bench.choose_alpha(f"round-{self.round + 1}", scheme, self.calibration, alphas)
         return self.scheme
 
-    def attempt(self, rule: str, action: str, scheme: Scheme) -> str:
-        """One round: make, export, measure the exported files, and judge; a result within the noise is measured further."""
+    def attempt(self, rule: str, action: str, scheme: Scheme, lesson: Lesson | None = None) -> str:
+        """One round: make, export, measure the exported files, and judge; a result within the noise is measured further.
+
+        lesson: a training between calibration and export.
+        """
         assert self.split is not None
         self.round += 1
         self.doing = (rule, action)
         name, began = f"round-{self.round}", time.monotonic()
         self.progress.say("round", f"{name}: {action} to {scheme.name}", rule=rule, scheme=scheme.plain())
         held_out = self.split.evaluation[: max(2, (len(self.split.evaluation) + 1) // 2)]
-        trial = self.bench.run(name, scheme, self.calibration, held_out)
+        trial = self.bench.run(name, scheme, self.calibration, held_out, lesson)
         blocks = self.bench.measure(name, trial, held_out)
         loss, verdict, scores = self.judge(name, blocks, trial)
         while verdict == "inconclusive" and not scored(self.goal.accuracy_metric) and (more := self._more(held_out, action)):
@@ -124,7 +137,7 @@ class Run:
         verdict = "failed" if refusal else verdict
         before = dict(self.facts)
         self.facts |= {"accuracy_loss_pct": round(loss[0], 4), "accuracy_inconclusive": verdict == "inconclusive"}
-        self.trials.append((trial, loss[0]))
+        self.trials.append(Judged(trial, loss, blocks))
         in_memory = evaluation.loss_pct(trial.in_memory, self.metric, self.request.seed)[0]
         self.worst, self.beyond = loss[2], max(1.0, loss[2] / in_memory) if in_memory > 0 else 1.0
         change = self._change(rule, action, trial, blocks, verdict, before, time.monotonic() - began, loss)
@@ -190,6 +203,7 @@ class Run:
         )  # fmt: skip
 
     def note_calibration(self) -> None:
+        """What the calibration prompts are, as facts."""
         assert self.split is not None
         self.described = describe_calibration(
             self.calibration, self.split, self.lengths, tokens=self.request.tokens, seed=self.request.seed
@@ -199,14 +213,39 @@ class Run:
             self.facts["calibration_distance"] = self.described.distance
 
     def skip(self, remedy: Remedy, why: str) -> None:
+        """A remedy that is not run, with the reason, as a Change; it is not asked for again."""
         self.refused.add(remedy.rule)
         self.changes.append(Change(rule=remedy.rule, action=remedy.action, gate="not run", detail=why))
         self.progress.say("not run", f"{remedy.rule}: {why}", rule=remedy.rule)
 
     def seconds_left(self) -> float | None:
-        """Of the time allowed; None: no limit was set."""
-        allowed = self.request.max_seconds
-        return None if allowed is None else max(0.0, allowed - (time.monotonic() - self.began))
+        """Until the first limit on time; None: no limit was set."""
+        spending, allowed = self.progress.spending, self.request.max_seconds
+        ends = [
+            spending.seconds_left if spending else None,
+            None if allowed is None else allowed + self.began - time.monotonic(),
+        ]
+        return min((max(0.0, one) for one in ends if one is not None), default=None)
 
     def late(self) -> bool:
+        """Whether the time for new rounds is over."""
         return self.seconds_left() == 0.0
+
+    def may_spend(self, remedy: Remedy, what: str, seconds: tuple[float, float]) -> bool:
+        """Whether a training may begin: the time that is left allows it, and a person agreed where one is to be asked.
+
+        what: it is, with its cost. seconds: that it takes here, low and high. False: a Change says why not.
+        """
+        left = self.seconds_left()
+        if left is not None and seconds[0] > left:
+            why = f"the {left / 60:.0f} min left of the time allowed are too little"
+        elif not remedy.asks:
+            return True
+        elif self.request.confirm is None:
+            why = "nobody is there to be asked: --yes, or a policy with training: unasked, allows it"
+        elif not self.request.confirm(what):
+            why = "declined"
+        else:
+            return True
+        self.skip(remedy, f"not run: {why}; {what}")
+        return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from advisor.executor.journal import Journal, digest, file_errors, hash_folder
 from advisor.executor.progress import Progress
 from advisor.executor.quantization import Scheme, Sensitivities
 from advisor.executor.tasks import Scores
+from advisor.executor.training import Trained, read_trained
 from advisor.types import LayerSensitivity
 
 SELECTION = 8
@@ -36,6 +37,18 @@ class Trial:
     seconds: dict[str, float]
     peak_gib: float
     size_mb: float
+    trained: Trained | None = None
+    """what a training between calibration and export gave"""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A training of the quantized model before its export."""
+
+    inputs: dict[str, Any]
+    """what it depends on, as plain data"""
+    teach: Callable[[Any, str], Trained]
+    """(the quantized model, the journal's name for it) -> what it gave; the model is trained in place"""
 
 
 class Bench:
@@ -75,8 +88,11 @@ class Bench:
                 self.journal.do(*_original(sequence), make)
             tick(done)
 
-    def run(self, name: str, scheme: Scheme, calibration: Sequences, held_out: Sequences) -> Trial:
-        """Quantize with a scheme, measure in memory, export. A finished trial is taken from the journal."""
+    def run(
+        self, name: str, scheme: Scheme, calibration: Sequences, held_out: Sequences, lesson: Lesson | None = None
+    ) -> Trial:
+        """Quantize with a scheme, train where there is a lesson, measure in memory, export. A finished trial is taken from the
+        journal."""
         folder = self.journal.folder / name / "checkpoint"
 
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
@@ -84,7 +100,11 @@ class Bench:
             model, began = self._quantized(scheme, calibration, name)
             seconds = {"quantize": time.monotonic() - began}
             began = time.monotonic()
-            blocks = self._compare(model, held_out, f"{name}: in memory")
+            trained = lesson.teach(model, f"{name}/training") if lesson else None
+            if trained:
+                seconds["train"] = time.monotonic() - began
+                began = time.monotonic()
+            blocks = self.compare(model, held_out, f"{name}: in memory")
             seconds["measure"] = time.monotonic() - began
             partial = folder.with_name("checkpoint.partial")
             began = time.monotonic()
@@ -101,11 +121,12 @@ class Bench:
                 "parts": {part: round(took, 2) for part, took in seconds.items()},
                 "peak_gib": round(causal_model.peak_gib(), 2),
                 "size_mb": round(checkpoint.size_mb(folder), 1),
+                "trained": asdict(trained) if trained else None,
             }
             return value, files
 
         inputs = {"scheme": scheme.plain(), "calibration": digest(calibration), "held_out": digest(held_out), "seed": self.seed}
-        inputs |= self.mark
+        inputs |= self.mark | ({"lesson": lesson.inputs} if lesson else {})
         with memory_errors():
             value, was_there = self.journal.do(f"{name}/quantize", inputs, make)
         if was_there:
@@ -117,6 +138,7 @@ class Bench:
             seconds=value["parts"],
             peak_gib=value["peak_gib"],
             size_mb=value["size_mb"],
+            trained=read_trained(value["trained"]) if value.get("trained") else None,
         )
 
     def measure(self, name: str, trial: Trial, held_out: Sequences) -> tuple[Block, ...]:
@@ -125,7 +147,7 @@ class Bench:
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
             self.original(held_out)
             model = checkpoint.load_exported(self.fresh(whole=True), trial.folder)
-            blocks = self._compare(model, held_out, f"{name}: the exported files")
+            blocks = self.compare(model, held_out, f"{name}: the exported files")
             return {"blocks": [block.plain() for block in blocks]}, ()
 
         with file_errors(trial.folder):
@@ -165,7 +187,7 @@ class Bench:
         """A 16-bit model against the original on the held-out prompts. key: what its files came from."""
 
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
-            return {"blocks": [block.plain() for block in self._compare(self.fresh(folder), held_out, name)]}, ()
+            return {"blocks": [block.plain() for block in self.compare(self.fresh(folder), held_out, name)]}, ()
 
         inputs = {"made": key, "held_out": digest(held_out)}
         with memory_errors():
@@ -228,7 +250,7 @@ class Bench:
         def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
             self.original(chosen)
             model, _ = self._quantized(scheme, calibration, name)
-            return {"blocks": [block.plain() for block in self._compare(model, chosen, name)]}, ()
+            return {"blocks": [block.plain() for block in self.compare(model, chosen, name)]}, ()
 
         inputs = {"scheme": scheme.plain(), "calibration": digest(calibration), "seed": self.seed} | self.mark
         with memory_errors():
@@ -242,7 +264,8 @@ class Bench:
         quantization.quantize(model, scheme, calibration, tick)
         return model, began
 
-    def _compare(self, model: Any, sequences: Sequences, label: str) -> list[Block]:
+    def compare(self, model: Any, sequences: Sequences, label: str) -> list[Block]:
+        """A model against the unquantized one, whose logits for the sequences are kept already."""
         tick = self.progress.track(label, len(sequences))
         found: list[Block] = []
         for done, sequence in enumerate(sequences, 1):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from advisor.estimator.training import training_cost
 from advisor.reasoner.diagnosis import diagnose
 from advisor.reasoner.rulebook import Rulebook
-from advisor.types import Deployment, Fallback, Profile, Rule, Scalar
+from advisor.types import Deployment, Fallback, Profile, Rule, Scalar, TrainingCost
 
-# What a run of each action leaves behind as a measured fact, so that the rules can tell what was tried.
+# What a run of each action leaves behind as a measured fact, so that the rules can tell what was tried or ruled out.
 LEAVES: dict[str, dict[str, Scalar]] = {
     "recalibrate": {"recalibrated": True},
     "mixed_precision": {"mixed_precision_tried": True},
@@ -40,9 +41,27 @@ def find_fallbacks(profile: Profile, rulebook: Rulebook, deployment: Deployment)
             return tuple(found)
         first = min(fresh, key=effort)
         same = [rule for rule in fresh if rule.applies.action == first.applies.action]
-        found += [Fallback(**{"if": _condition(rule, found)}, rule=rule.id) for rule in same]
+        found += [
+            Fallback(**{"if": _condition(rule, found)}, rule=rule.id, cost=training_price(rule, profile)) for rule in same
+        ]
         left = LEAVES[first.applies.action]
         imagined = imagined.model_copy(update={"measured": imagined.measured | left})
+
+
+def training_price(rule: Rule, profile: Profile, tokens: float | None = None) -> TrainingCost | None:
+    """What a rule's remedy that trains would cost on the profile's GPU, before anything is spent.
+
+    tokens: to train on; None: the published range. None: it trains nothing whose cost the profile alone tells, or the GPU's
+    peak is not known.
+    """
+    if rule.applies.action != "qat":
+        return None
+    distils = rule.applies.parameters.get("loss") != "cross_entropy"
+    return training_cost("qad" if distils else "qat", profile.model, profile.gpu, tokens=tokens)
+
+
+def _fallback(rule: Rule, before: list[Fallback], profile: Profile) -> Fallback:
+    return Fallback(**{"if": _condition(rule, before)}, rule=rule.id, cost=training_price(rule, profile))
 
 
 def _disappointed(profile: Profile, deployment: Deployment) -> Profile:

@@ -51,6 +51,7 @@ def render_html(report: Report) -> str:
         "short_deployment": short_deployment,
         "units": units,
         "change_lines": sections.change_lines,
+        "spending": sections.spending,
         "expected": expected,
     }
     return fill("report.html.j2", values)

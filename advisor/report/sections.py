@@ -9,7 +9,21 @@ from typing import Literal
 from advisor.report import units
 from advisor.report.deployments import describe_changes, short_deployment
 from advisor.report.evidence import compared, unknown_facts
-from advisor.types import Calibration, Change, DraftLength, Estimate, Finding, Flip, Loss, Memory, Policy, Report, Scalar, Step
+from advisor.types import (
+    Calibration,
+    Change,
+    DraftLength,
+    Estimate,
+    Fallback,
+    Finding,
+    Flip,
+    Loss,
+    Memory,
+    Policy,
+    Report,
+    Scalar,
+    Step,
+)
 
 BASES = {
     "arithmetic": "arithmetic",
@@ -246,10 +260,19 @@ def change_lines(change: Change) -> tuple[str, ...]:
         f"{item.what}: {item.metric} {units.figure(item.value, 4)}"
         + (f" (95 % {units.figure(item.low, 4)} to {units.figure(item.high, 4)})" if item.low is not None else "")
         + (f", predicted {units.figure(item.predicted, 4)}" if item.predicted is not None else "")
+        + (
+            f" ({units.span(*item.predicted_range)} before it began)"
+            if item in change.training and item.predicted_range
+            else ""
+        )
         + (f", limit {units.figure(item.limit, 4)}" if item.limit is not None else "")
         + (f" {item.verdict}" if item.verdict is not None else "")
         + (f", n = {units.given(item.samples)}" if item.samples else "")
-        for item in (*change.accuracy, *(item for item in change.serving if not item.metric.endswith(("_p50", "_p90"))))
+        for item in (
+            *change.accuracy,
+            *change.training,
+            *(item for item in change.serving if not item.metric.endswith(("_p50", "_p90"))),
+        )
     ]
     lines += [draft_line(item) for item in change.drafts]
     seconds = f"took {units.figure(change.seconds)} s" if change.seconds is not None else ""
@@ -298,6 +321,17 @@ def calibration_line(found: Calibration) -> str:
         ),
     ]
     return "; ".join(part for part in parts if part)
+
+
+def spending(fallback: Fallback) -> str:
+    """What a fallback that trains would cost, in words; "" for one that trains nothing."""
+    cost = fallback.cost
+    if cost is None:
+        return ""
+    tokens = units.span(cost.tokens[0] / 1e9, cost.tokens[1] / 1e9, joint=" to ")
+    gpus = f", {cost.least_gpus} GPUs at least for its memory" if cost.least_gpus and cost.least_gpus > 1 else ""
+    hours = units.span(cost.gpu_hours[0], cost.gpu_hours[1], joint=" to ")
+    return f"about {hours} GPU-hours for {tokens} B tokens ({cost.basis}){gpus}; it asks before it spends them"
 
 
 # ---------------------------------------------------------------- what is not in the plan

@@ -336,6 +336,7 @@ def _fallbacks(page: Page, report: Report) -> list[str]:
     for number, item in enumerate(report.plan.fallbacks, 1):
         remedy = remedies.get(item.rule, "").split(". ")[0].rstrip(".")
         text = f"if {item.if_}: {remedy or item.rule}" + (f" ({item.rule})" if remedy else "")
+        text += f"; {sections.spending(item)}" if item.cost else ""
         lines += page.wrap(text, first=f"{INDENT}{number} ")
     return lines
 
