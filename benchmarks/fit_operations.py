@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as parquet
 import yaml
 from scipy.optimize import least_squares
 
@@ -156,6 +155,8 @@ def fit(form: Form, rows: Rows, peak: float, bandwidth: float, width: float) -> 
 
 def table(folder: Path, op: str, name: str, versions: Sequence[str] = NEWEST, backend: str = "trtllm") -> tuple[Any, str]:
     """The newest table of an op as a dict of columns, and its path below `systems/data`."""
+    import pyarrow.parquet as parquet
+
     for version in versions:
         path = folder / op / backend / version / f"{name}.parquet"
         if path.is_file():

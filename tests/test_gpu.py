@@ -17,7 +17,11 @@ from advisor.profiler import catalogue
 from advisor.profiler.gpu import NVLINK_GB_S, PCIE_GB_S_PER_LANE, find_gpu, gpu_names, read_gpus
 
 TRUTH = Path(__file__).parents[1].parent / "shared" / "facts" / "truth" / "gpus.json"
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "gpu" / "results" / "h200-2026-11-23.json"
+RESULTS = {
+    "h200-sxm-141gb": Path(__file__).parents[1] / "benchmarks" / "gpu" / "results" / "h200-2026-11-23.json",
+    "h100-sxm-80gb": Path(__file__).parents[1] / "benchmarks" / "gpu" / "results" / "h100-2026-11-28.json",
+}
+"""GPU -> what benchmarks/gpu/measure.py brought back from a real one"""
 needs_truth = pytest.mark.skipif(not TRUTH.is_file(), reason="the collected facts are not beside this checkout")
 
 
@@ -378,34 +382,48 @@ def test_a_real_h200(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("not read" in note for note in gpu.notes)
 
 
-def section(name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["sections"][name]["result"]
+def test_a_real_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay(monkeypatch, "h100")
+    gpu, sources = read_gpus()
+    assert (gpu.id, gpu.count, gpu.sm, gpu.memory_gib, gpu.free_memory_gib) == ("h100-sxm-80gb", 1, 90, 79.65, 79.18)
+    assert (gpu.driver, gpu.cuda, gpu.mig, gpu.ecc, gpu.power_limit_w) == ("580.159.04", "13.0", False, True, 700)
+    assert (gpu.link, sources["gpu.link"]) == ("pcie", "nvml, PCIe 5.0 x16"), "its virtual machine shows no NVLink"
+    assert gpu.bandwidth_gb_s == 3350
+
+
+def section(gpu: str, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(RESULTS[gpu].read_text())["sections"].get(name, {}).get("result", [])
     return rows
 
 
-def test_the_measured_kernels_were_right_and_no_measurement_is_missing() -> None:
-    assert all(row["error"] < 0.01 for row in section("check"))
-    sections = json.loads(RESULTS.read_text())["sections"]
-    assert [name for name, part in sections.items() if "error" in part] == ["accuracy"], "stopped by its time limit"
+@pytest.mark.parametrize(("gpu", "stopped"), [("h200-sxm-141gb", ["accuracy"]), ("h100-sxm-80gb", [])])
+def test_the_measured_kernels_were_right_and_no_measurement_is_missing(gpu: str, stopped: list[str]) -> None:
+    assert all(row["error"] < 0.01 for row in section(gpu, "check"))
+    assert all(row["error_of"] < 0.01 for row in section(gpu, "library_gemm") if "check" in row)
+    sections = json.loads(RESULTS[gpu].read_text())["sections"]
+    assert [name for name, part in sections.items() if "error" in part] == stopped, "stopped by their time limit"
     for name, part in sections.items():
-        if isinstance(part["result"], list) and name != "check":
+        if isinstance(part.get("result"), list) and name != "check":
             assert not [row for row in part["result"] if "error" in row], name
 
 
-def test_the_measured_figures_of_the_h200_are_those_of_the_results() -> None:
-    measured = facts_of("h200-sxm-141gb")["measured"]
-    gemm = [row for row in section("gemm") if "us" in row]
+@pytest.mark.parametrize("gpu", list(RESULTS))
+def test_the_measured_figures_of_a_gpu_are_those_of_the_results(gpu: str) -> None:
+    measured = facts_of(gpu)["measured"]
+    gemm = [row for row in (*section(gpu, "gemm"), *section(gpu, "library_gemm")) if "us" in row]
     forms = {"bf16": "bf16", "fp8": "fp8", "int4_weight_only": "int4 triton"}
-    for name, form in forms.items():
-        rates = sorted(row["tflops"] for row in gemm if row["format"] == form and row["m"] >= 1024)
-        assert measured["gemm_tflops"][name] == round(rates[len(rates) // 2])
-        assert measured["gemm_best_tflops"][name] == round(max(row["tflops"] for row in gemm if row["format"] == form))
-    largest = {row["operation"]: row["gb_s"] for row in section("bandwidth")}
+    forms |= {"fp8_cutlass": "fp8 cutlass", "int4_machete": "int4 machete", "int4_marlin": "int4 marlin"}
+    for name, rate in measured["gemm_tflops"].items():
+        rates = sorted(row["tflops"] for row in gemm if row["format"] == forms[name] and row["m"] >= 1024)
+        assert rate == round(rates[len(rates) // 2])
+        assert measured["gemm_best_tflops"][name] == round(max(row["tflops"] for row in gemm if row["format"] == forms[name]))
+    largest = {row["operation"]: row["gb_s"] for row in section(gpu, "bandwidth")}
     assert measured["read_gb_s"] == round(largest["read (Triton sum)"])
     assert measured["write_gb_s"] == round(largest["write"])
-    attention = section("attention")
-    for cache, kernel in (("bf16", "bfloat16"), ("fp8", "float8_e4m3fn")):
-        assert measured["decode_attention_gb_s"][cache] == round(max(r["gb_s"] for r in attention if r["cache"] == kernel))
-    chain = {row["how"]: row["us"] for row in section("launches") if row["what"].startswith("torch")}
+    for key, name in (("decode_attention_gb_s", "attention"), ("decode_attention_flash3_gb_s", "library_attention")):
+        for cache, kernel in (("bf16", "bfloat16"), ("fp8", "float8_e4m3fn")):
+            best = max((row["gb_s"] for row in section(gpu, name) if row.get("cache") == kernel), default=None)
+            assert key not in measured or measured[key][cache] == round(best or 0.0)
+    chain = {row["how"]: row["us"] for row in section(gpu, "launches") if row["what"].startswith("torch")}
     assert measured["launch_us"]["from_the_host"] == round(chain["from the host"], 2)
     assert measured["launch_us"]["cuda_graph"] == round(chain["CUDA graph"], 2)

@@ -3,7 +3,8 @@
     decode  t = t0 + t1 S/(S + S1) + (bytes^p + flops^p)^(1/p)       S the context, at least smin
     prefill t = t0 + 4 pairs heads (D + d0)/(P ec) (1 + s0/S) + q bytes/BW     D the head's width; d0: the softmax beside it
 
-t0, t1 in microseconds; efficiencies fitted per GPU and cache format (profiles/constants).
+t0, t1 in microseconds; efficiencies fitted per GPU and cache format (profiles/constants). A vector named for an engine is that
+of the kernel which this engine runs, and is not scaled.
 """
 
 from __future__ import annotations
@@ -73,33 +74,37 @@ def attention(constants: Constants, host: Runtime, model: Model, kv_cache: KvFor
         stored = 2.0 * heads * (query + model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim + model.mla.v_head_dim)
         smin = 64.0
     else:
-        vector = _pick(constants, "attention_decode", kv)
-        context = _pick(constants, "attention_prefill", "fp8_fp8" if host.fmha8 and kv == "fp8" else f"bf16_{kv}")
+        vector = _pick(constants, "attention_decode", kv, host.name)
+        context = _pick(constants, "attention_prefill", "fp8_fp8" if host.fmha8 and kv == "fp8" else f"bf16_{kv}", host.name)
         kv_heads = -(-model.kv_heads // parts)
         bytes_token = 2.0 * kv_heads * model.head_dim * KV_BYTES[kv_cache]
         flops_token = 4.0 * heads * model.head_dim
         pair = 4.0 * heads * (model.head_dim + context["d0"])
         stored = 4.0 * (heads + kv_heads) * model.head_dim
         smin = vector["smin"]
+    decoding = 1.0 if vector.get("own") else host.decode
+    prefilling = 1.0 if context.get("own") else host.prefill
     return Attention(
-        t0=host.decode * vector["t0_us"] * 1e-6,
-        t1=host.decode * vector["t1_us"] * 1e-6,
+        t0=decoding * vector["t0_us"] * 1e-6,
+        t1=decoding * vector["t1_us"] * 1e-6,
         s1=vector["s1"],
         smin=smin,
         power=vector["p"],
         inverse=1 / vector["p"],
-        byte_time=host.decode * bytes_token / (bandwidth * vector["eb"]),
-        flop_time=host.decode * flops_token / (peak * vector["ec"]),
-        prefill_t0=host.prefill * context["t0_us"] * 1e-6,
+        byte_time=decoding * bytes_token / (bandwidth * vector["eb"]),
+        flop_time=decoding * flops_token / (peak * vector["ec"]),
+        prefill_t0=prefilling * context["t0_us"] * 1e-6,
         prefill_s0=context["s0"],
-        prefill_pair=host.prefill * pair / (peak * context["ec"]),
-        prefill_token=host.prefill * context["q"] * stored / bandwidth,
+        prefill_pair=prefilling * pair / (peak * context["ec"]),
+        prefill_token=prefilling * context["q"] * stored / bandwidth,
         window=window,
     )
 
 
-def _pick(constants: Constants, op: str, form: str) -> dict[str, float]:
+def _pick(constants: Constants, op: str, form: str, engine: str = "") -> dict[str, float]:
     table = constants.ops[op]
+    if own := table.get(f"{engine}_{form}"):
+        return dict(own)
     first = next(iter(table))
     plain = form.replace("fp8", "bf16")
     return dict(table.get(form) or table.get(plain) or table[first])

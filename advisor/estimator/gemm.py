@@ -9,7 +9,8 @@ with P and BW the GPU's peaks and t0, kk, ec, eb, a0, q, p fitted per GPU and fo
 
 Formats that a GPU has no measured kernel for take the 16-bit one's vector. Weight-only formats dequantize on the way: their
 multiplications run at a share of the peak, and beyond FEW rows TensorRT-LLM's Hopper kernels multiply a whole tile of rows
-however few there are, which is why INT4 wins at a batch of one and loses at eight (ModelOpt benchmark.md, H200, 0.15).
+however few there are, which is why INT4 wins at a batch of one and loses at eight (ModelOpt benchmark.md, H200, 0.15). vLLM's
+kernel on Hopper, Machete, was measured by us and does not (docs/evidence.md; vectors named for an engine are its own kernels').
 """
 
 from __future__ import annotations
@@ -77,9 +78,10 @@ def gemm(constants: Constants, host: Runtime, weights: WeightFormat, k: float, n
     """The coefficients of a [K, N] matrix with `bits` per weight, in the kernels of this engine release."""
     vector, peak, shares = _vector(constants, host, weights)
     bandwidth, rate = constants.bandwidth * vector["eb"] * shares.memory, peak * vector["ec"] * shares.compute
-    factor = host.dense(weights)
+    # the factors turn the tables' kernels and their launches into the engine's; its own, timed in a CUDA graph, need neither
+    launch, factor = (1.0, 1.0) if vector.get("own") else (host.launch, host.dense(weights))
     return Gemm(
-        fixed=host.launch * (vector["t0_us"] * 1e-6 + vector["kk_ns"] * 1e-9 * k),
+        fixed=launch * (vector["t0_us"] * 1e-6 + vector["kk_ns"] * 1e-9 * k),
         per_row=factor * 2 * k * n / rate,
         per_tile_row=factor * 2 * k * vector["a0"] * 128 / rate,
         bytes_fixed=n * k * bits / 8 / bandwidth,
@@ -95,6 +97,9 @@ def _vector(constants: Constants, host: Runtime, weights: WeightFormat) -> tuple
     """The vector, the peak that it is relative to, and what the format reaches of it where it is not its own."""
     op, unit = FORM[weights]
     table, peak = constants.ops["gemm"], constants.peaks.get(unit)
+    own = table.get(f"{host.name}_{op}")
+    if own is not None and peak:
+        return own, peak, Shares(1.0, 1.0, 0.0)
     if op in table and peak:
         return _as_served(constants, host, weights, table[op]), peak, Shares(1.0, 1.0, 0.0)
     plain = table["bf16"]

@@ -23,15 +23,18 @@ from layers import LAYERS
 
 from advisor.estimator.attention import attention
 from advisor.estimator.constants import Constants, constants_of
+from advisor.estimator.deployment import estimate
 from advisor.estimator.engines import Runtime, runtime
 from advisor.estimator.gemm import gemm
 from advisor.estimator.shapes import bits_per_element
 from advisor.estimator.step_time import step_time
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
-from advisor.types import Deployment, Engine, Model
+from advisor.types import Deployment, Engine, Gpu, Load, Model
 
 MODELS = {"8b": "meta-llama/Llama-3.1-8B", "70b": "meta-llama/Llama-3.1-70B"}
+SERVED_VOCABULARY = 49152
+"""serving.py's model is an 8B with this vocabulary"""
 FORMATS = {"bf16": "bf16", "fp8": "fp8", "int4": "int4_awq"}
 Pair = tuple[float, float]
 """measured, predicted"""
@@ -49,14 +52,20 @@ def bare() -> Runtime:
     return plain._replace(**ones, **zeros)
 
 
+def fastest(data: dict[str, Any]) -> dict[tuple[str, str, int, str], float]:
+    """Model, layer, M and format -> microseconds of the fastest kernel that was measured, our own or vLLM's."""
+    best: dict[tuple[str, str, int, str], float] = {}
+    for section in ("gemm", "library_gemm"):
+        for row in data.get(section, {}).get("result", []):
+            if "us" in row:
+                key = (row["model"], row["layer"], row["m"], row["format"].split()[0])
+                best[key] = min(best.get(key, math.inf), row["us"])
+    return best
+
+
 def by_shape(data: dict[str, Any], constants: Constants, host: Runtime) -> Iterable[tuple[str, Pair]]:
     """GEMMs: each layer's time, by format and part of the range of M."""
-    best: dict[tuple[str, str, int, str], float] = {}
-    for row in data["gemm"]["result"]:
-        if "us" in row:
-            key = (row["model"], row["layer"], row["m"], row["format"].split()[0])
-            best[key] = min(best.get(key, math.inf), row["us"])
-    for (model, layer, m, form), measured in best.items():
+    for (model, layer, m, form), measured in fastest(data).items():
         k, n = LAYERS[model][layer]
         weights: Any = FORMATS[form]
         predicted = gemm(constants, host, weights, k, n, bits_per_element(weights)).seconds(m) * 1e6
@@ -69,8 +78,8 @@ def by_context(
 ) -> Iterable[tuple[str, Pair]]:
     """Attention of one layer: decode over batch and context (the faster kernel), prefill over length."""
     best: dict[tuple[str, int, int, int], float] = {}
-    for row in data["attention"]["result"]:
-        if "us" in row:
+    for row in [*data["attention"]["result"], *data.get("library_attention", {}).get("result", [])]:
+        if "us" in row and "cache" in row:
             cache = "fp8" if row["cache"].startswith("float8") else "bf16"
             key = (cache, row["heads"], row["batch"], row["context"])
             best[key] = min(best.get(key, math.inf), row["us"])
@@ -80,9 +89,14 @@ def by_context(
         size = batch * context
         span = "up to 16k cached tokens" if size <= 16384 else "more"
         yield f"decode attention {cache}, {span}", (measured, op.decode(batch, context) * 1e6)
-    for row in data["prefill_attention"]["result"]:
-        op = attention(constants, host, models["8b" if row["heads"] == 32 else "70b"], "bf16", 1, math.inf)
-        yield "prefill attention bf16", (row["us"], op.prefill(row["length"], row["length"]) * 1e6)
+    prompts: dict[tuple[int, int], float] = {}
+    for row in [*data["prefill_attention"]["result"], *data.get("library_attention", {}).get("result", [])]:
+        if "us" in row and "length" in row:
+            at = (row["heads"], row["length"])
+            prompts[at] = min(prompts.get(at, math.inf), row["us"])
+    for (heads, length), measured in prompts.items():
+        op = attention(constants, host, models["8b" if heads == 32 else "70b"], "bf16", 1, math.inf)
+        yield "prefill attention bf16", (measured, op.prefill(length, length) * 1e6)
 
 
 def whole_steps(data: dict[str, Any], constants: Constants, models: dict[str, Model]) -> Iterable[tuple[str, Pair]]:
@@ -113,15 +127,51 @@ def verification(data: dict[str, Any], constants: Constants, models: dict[str, M
         yield f"verification cost ratio {row['model']}", (row["ms"] / one[row["model"], row["batch"]], predicted)
 
 
+def own_kernels(data: dict[str, Any], constants: Constants, models: dict[str, Model]) -> Iterable[tuple[str, Pair]]:
+    """vLLM's kernels beside the estimator's word for vLLM: Machete, CUTLASS FP8 and FlashAttention 3."""
+    host = runtime("vllm", "0.24.0", "x86")
+    for row in data.get("library_gemm", {}).get("result", []):
+        short = row.get("format", "")
+        if "us" in row and short in ("int4 machete", "fp8 cutlass"):
+            k, n = LAYERS[row["model"]][row["layer"]]
+            weights: Any = "int4_gptq" if short.startswith("int4") else "fp8"
+            predicted = gemm(constants, host, weights, k, n, bits_per_element(weights)).seconds(row["m"]) * 1e6
+            yield f"vLLM: {short}, M {'1-64' if row['m'] <= 64 else '128-8192'}", (row["us"], predicted)
+    for row in data.get("library_attention", {}).get("result", []):
+        if "us" not in row:
+            continue
+        model = models["8b" if row["heads"] == 32 else "70b"]
+        if "cache" in row:
+            kv: Any = "fp8" if row["cache"].startswith("float8") else "bf16"
+            op = attention(constants, host, model, kv, 1, math.inf)
+            yield f"vLLM: decode attention, {kv} cache", (row["us"], op.decode(row["batch"], row["context"]) * 1e6)
+        else:
+            op = attention(constants, host, model, "bf16", 1, math.inf)
+            yield "vLLM: prefill attention, bf16", (row["us"], op.prefill(row["length"], row["length"]) * 1e6)
+
+
+def served(data: dict[str, Any], gpu: Gpu) -> Iterable[tuple[str, Pair]]:
+    """Whole servers: output tokens/s at each concurrency, and the memory that vLLM logged for the weights.
+
+    All requests of a level start together and are equally long, so they stay in step: prompts are computed apart from
+    answers, TTFT is that of a burst and ITL that of steps without prompts. Throughput is what a steady estimate can be held to.
+    """
+    model = read_model(MODELS["8b"])[0].model_copy(update={"vocab": SERVED_VOCABULARY})
+    for name, server in data.get("serving", {}).get("servers", {}).items():
+        engine = Engine(name="vllm", version=server["vllm"])
+        deployment = Deployment.model_validate({**server["deployment"], "max_batch_size": 256})
+        for row in server["levels"]:
+            load = Load(isl=row["isl"], osl=row["osl"], concurrency=row["concurrency"])
+            found = estimate(model, gpu, deployment, load, engine)
+            if found.output_tokens_per_s is not None:
+                span = "1-8" if row["concurrency"] <= 8 else "32-256"
+                yield f"vLLM served, {name}: tokens/s, {span} at once", (row["output_tokens_per_s"], found.output_tokens_per_s)
+
+
 def crossovers(data: dict[str, Any]) -> list[dict[str, Any]]:
     """The M at which a layer's INT4 GEMMs take as long as bf16's and fp8's, by log-log interpolation; None: never faster."""
     sums: dict[tuple[str, str], dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    best: dict[tuple[str, str, int, str], float] = {}
-    for row in data["gemm"]["result"]:
-        if "us" in row:
-            key = (row["model"], row["layer"], row["m"], row["format"].split()[0])
-            best[key] = min(best.get(key, math.inf), row["us"])
-    for (model, _, m, form), us in best.items():
+    for (model, _, m, form), us in fastest(data).items():
         sums[model, form][m] += us
     found = []
     for model in sorted({model for model, _ in sums}):
@@ -166,6 +216,8 @@ def compare(path: Path, gpu_name: str) -> dict[str, Any]:
         *by_context(data, constants, host, models),
         *whole_steps(data, constants, models),
         *verification(data, constants, models),
+        *own_kernels(data, constants, models),
+        *served(data, gpu),
     ]
     return {"groups": summary(pairs), "crossovers": crossovers(data)}
 

@@ -23,7 +23,7 @@ from typing import Any
 SECTIONS: dict[str, tuple[str, str, int]] = {
     "nvml": ("machine", "record_nvml", 60),
     "versions": ("machine", "versions", 60),
-    "check": ("kernels", "check", 150),
+    "check": ("own_kernels", "check", 150),
     "bandwidth": ("rates", "bandwidth", 60),
     "launches": ("rates", "launches", 60),
     "gemm": ("rates", "gemm", 260),
@@ -33,6 +33,8 @@ SECTIONS: dict[str, tuple[str, str, int]] = {
     "prefill": ("step", "prefill", 120),
     "prefill_attention": ("rates", "prefill_attention", 60),
     "elementwise": ("rates", "elementwise", 60),
+    "library_gemm": ("library", "library_gemm", 200),
+    "library_attention": ("library", "library_attention", 120),
     "ptq": ("ptq", "costs", 300),
     "train": ("trained", "train_both", 180),
     "accuracy": ("trained", "accuracy", 300),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import kernels
+import own_kernels
 import torch
 import torch.nn.functional as functional
 from layers import LAYERS
@@ -52,7 +52,7 @@ def bandwidth(tiny: bool) -> list[Row]:
         operations: dict[str, tuple[Call, int]] = {
             "copy": (lambda s=source, t=target: t.copy_(s), 2),
             "write": (lambda t=target: t.fill_(1.0), 1),
-            "read (Triton sum)": (lambda s=source, o=sums: kernels.read_all(s, o), 1),
+            "read (Triton sum)": (lambda s=source, o=sums: own_kernels.read_all(s, o), 1),
         }
         for name, (call, passes) in operations.items():
 
@@ -99,24 +99,24 @@ class Int4:
         self.k, self.n = k, n
         self.weights = [
             (
-                torch.randint(0, 256, (k // kernels.GROUP, n, 64), device=DEVICE, dtype=torch.uint8),
-                ((torch.rand(k // kernels.GROUP, n, device=DEVICE) + 0.5) * k**-0.5 / 4.6).to(kernels.HALF),
+                torch.randint(0, 256, (k // own_kernels.GROUP, n, 64), device=DEVICE, dtype=torch.uint8),
+                ((torch.rand(k // own_kernels.GROUP, n, device=DEVICE) + 0.5) * k**-0.5 / 4.6).to(own_kernels.HALF),
             )
             for _ in range(sets)
         ]
-        self.tilings: dict[int, kernels.Tiling] = {}
+        self.tilings: dict[int, own_kernels.Tiling] = {}
 
-    def tiling(self, m: int) -> kernels.Tiling:
+    def tiling(self, m: int) -> own_kernels.Tiling:
         """The fastest tiling, tried once per step of m (16, 32, 64, 128, 256, 1024)."""
         bucket = next((step for step in (16, 32, 64, 128, 256, 1024) if m <= step), 1024)
         if bucket not in self.tilings:
-            a = normal(bucket, self.k).to(kernels.HALF)
+            a = normal(bucket, self.k).to(own_kernels.HALF)
             times = {}
-            for tiling in kernels.int4_tilings(bucket):
-                if self.n % tiling[0] or tiling[2] > self.k // kernels.GROUP:
+            for tiling in own_kernels.int4_tilings(bucket):
+                if self.n % tiling[0] or tiling[2] > self.k // own_kernels.GROUP:
                     continue
                 try:
-                    calls = [lambda a=a, w=w, t=tiling: kernels.int4_gemm(a, *w, t) for w in self.weights]
+                    calls = [lambda a=a, w=w, t=tiling: own_kernels.int4_gemm(a, *w, t) for w in self.weights]
                     times[tiling] = graph_us(calls, target_ms=2, repeats=3)
                 except Exception:
                     continue
@@ -124,9 +124,9 @@ class Int4:
         return self.tilings[bucket]
 
     def calls(self, m: int) -> list[Call]:
-        a = normal(m, self.k).to(kernels.HALF)
+        a = normal(m, self.k).to(own_kernels.HALF)
         tiling = self.tiling(m)
-        return [lambda a=a, w=w: kernels.int4_gemm(a, *w, tiling) for w in self.weights]
+        return [lambda a=a, w=w: own_kernels.int4_gemm(a, *w, tiling) for w in self.weights]
 
 
 def tinygemm_calls(m: int, k: int, n: int, sets: int) -> list[Call]:
@@ -176,9 +176,9 @@ class Pool:
     """A paged KV cache of random data, and page tables that rotate through it."""
 
     def __init__(self, tokens: int, kv_heads: int, dtype: torch.dtype) -> None:
-        self.pages = tokens // kernels.PAGE
+        self.pages = tokens // own_kernels.PAGE
         self.kv_heads = kv_heads
-        shape = (self.pages, kv_heads, kernels.PAGE, 128)
+        shape = (self.pages, kv_heads, own_kernels.PAGE, 128)
         self.keys, self.values = (torch.empty(shape, device=DEVICE, dtype=dtype) for _ in range(2))
         for cache in (self.keys, self.values):
             for start in range(0, self.pages, 4096):
@@ -186,7 +186,7 @@ class Pool:
 
     def tables(self, batch: int, context: int, at_most: int = 256) -> list[torch.Tensor]:
         """Disjoint page tables [batch, pages of the context], as many as the pool holds."""
-        per = batch * context // kernels.PAGE
+        per = batch * context // own_kernels.PAGE
         order = torch.randperm(self.pages, device=DEVICE).int()
         number = max(1, min(at_most, self.pages // per))
         return [order[i * per : (i + 1) * per].view(batch, -1).contiguous() for i in range(number)]
@@ -194,7 +194,7 @@ class Pool:
 
 def query(batch: int, kv_heads: int, rows: int, cache: torch.dtype) -> torch.Tensor:
     """Random queries in the type that the cache is computed in."""
-    kind = torch.float16 if cache == torch.float8_e4m3fn else kernels.HALF
+    kind = torch.float16 if cache == torch.float8_e4m3fn else own_kernels.HALF
     return torch.randn(batch, kv_heads, rows, 128, device=DEVICE).to(kind)
 
 
@@ -203,7 +203,7 @@ def attention(tiny: bool) -> list[Row]:
     rows: list[Row] = []
     batches: Iterable[int] = (1, 2) if tiny else (1, 2, 4, 8, 16, 32, 64, 128, 256)
     contexts = (256,) if tiny else (512, 1024, 2048, 4096, 8192, 16384, 32768)
-    for cache in (kernels.HALF, torch.float8_e4m3fn):
+    for cache in (own_kernels.HALF, torch.float8_e4m3fn):
         pool = Pool(4096 if tiny else 256 * 32768, 8, cache)
         for heads in (32, 64):
             for batch in batches:
@@ -216,10 +216,10 @@ def attention(tiny: bool) -> list[Row]:
                         tables = pool.tables(batch, context)
                         q = query(batch, 8, heads // 8, cache)
                         best: tuple[float, int] | None = None
-                        guess = kernels.splits_for(batch, 8, context // kernels.PAGE)
-                        for splits in sorted({guess, max(1, guess // 2), min(guess * 2, context // kernels.PAGE)}):
+                        guess = own_kernels.splits_for(batch, 8, context // own_kernels.PAGE)
+                        for splits in sorted({guess, max(1, guess // 2), min(guess * 2, context // own_kernels.PAGE)}):
                             calls = [
-                                lambda t=t, splits=splits: kernels.decode_attention(q, pool.keys, pool.values, t, splits=splits)
+                                lambda t=t, splits=splits: own_kernels.decode_attention(q, pool.keys, pool.values, t, splits=splits)
                                 for t in tables
                             ]
                             us = graph_us(calls, target_ms=6, repeats=5)
@@ -278,11 +278,11 @@ def elementwise(tiny: bool) -> list[Row]:
 
                 def norm(m: int = m, width: int = width, fp8: bool = fp8) -> Row:
                     x, residual, gain = normal(m, width), normal(m, width), normal(width)
-                    return {"us": round(graph_us([lambda: kernels.add_norm(x, residual, gain, fp8=fp8)]), 2)}
+                    return {"us": round(graph_us([lambda: own_kernels.add_norm(x, residual, gain, fp8=fp8)]), 2)}
 
                 def silu(m: int = m, wide: int = wide, fp8: bool = fp8) -> Row:
                     x = normal(m, 2 * wide)
-                    return {"us": round(graph_us([lambda: kernels.silu_mul(x, fp8=fp8)]), 2)}
+                    return {"us": round(graph_us([lambda: own_kernels.silu_mul(x, fp8=fp8)]), 2)}
 
                 attempt(rows, {"kernel": "add_norm", "m": m, "width": width, "fp8_out": fp8}, norm)
                 attempt(rows, {"kernel": "silu_mul", "m": m, "width": wide, "fp8_out": fp8}, silu)
@@ -302,7 +302,7 @@ def launches(tiny: bool) -> list[Row]:
 
     def triton_chain() -> None:
         for _ in range(number):
-            kernels.add_norm(y, y, gain, fp8=False)
+            own_kernels.add_norm(y, y, gain, fp8=False)
 
     for name, call in (("torch add_ of 1024", chain), ("triton add_norm of 256", triton_chain)):
         call()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import kernels
+import own_kernels
 import torch
 import torch.nn.functional as functional
 from rates import Int4, Pool, Row, attempt, normal
@@ -72,7 +72,7 @@ class Llama:
         which = layer % self.shape.distinct
         if self.form == "int4":
             int4 = self.int4[name]
-            return kernels.int4_gemm(x.to(kernels.HALF), *int4.weights[which], int4.tiling(x.shape[0])).bfloat16()
+            return own_kernels.int4_gemm(x.to(own_kernels.HALF), *int4.weights[which], int4.tiling(x.shape[0])).bfloat16()
         if self.form == "fp8":
             weight, scale = self.dense[name][which], self.scales[name]
             return torch._scaled_mm(x, weight, scale_a=self.one, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True)
@@ -85,17 +85,17 @@ class Llama:
 
     def mlp_and_norms(self, layer: int, attended: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         fp8 = self.form == "fp8"
-        x = kernels.add_norm(self.linear("o", layer, attended), residual, self.gain, fp8=fp8)
-        x = self.linear("down", layer, kernels.silu_mul(self.linear("gate_up", layer, x), fp8=fp8))
-        return kernels.add_norm(x, residual, self.gain, fp8=fp8)
+        x = own_kernels.add_norm(self.linear("o", layer, attended), residual, self.gain, fp8=fp8)
+        x = self.linear("down", layer, own_kernels.silu_mul(self.linear("gate_up", layer, x), fp8=fp8))
+        return own_kernels.add_norm(x, residual, self.gain, fp8=fp8)
 
     def finish(self, residual: torch.Tensor) -> torch.Tensor:
-        normed = kernels.add_norm(residual, torch.zeros_like(residual), self.gain, fp8=False)
+        normed = own_kernels.add_norm(residual, torch.zeros_like(residual), self.gain, fp8=False)
         return torch.mm(normed, self.head).argmax(-1)
 
     def start(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         residual = normal(rows, self.shape.hidden)
-        return residual, kernels.add_norm(torch.zeros_like(residual), residual, self.gain, fp8=self.form == "fp8")
+        return residual, own_kernels.add_norm(torch.zeros_like(residual), residual, self.gain, fp8=self.form == "fp8")
 
     def decode(self, pool: Pool, tables: list[torch.Tensor], batch: int, drafted: int, splits: int) -> torch.Tensor:
         """One step of `batch` sequences with `drafted` tokens each."""
@@ -108,7 +108,7 @@ class Llama:
             qkv = self.linear("qkv", layer, x)
             q = qkv[:, : shape.heads * 128].reshape(batch, drafted, shape.kv_heads, group, 128)
             q = q.transpose(1, 2).reshape(batch, shape.kv_heads, drafted * group, 128).to(kind)
-            out = kernels.decode_attention(
+            out = own_kernels.decode_attention(
                 q, pool.keys, pool.values, tables[layer % len(tables)], splits=splits, fp8_out=self.form == "fp8"
             )
             out = out.view(batch, shape.kv_heads, drafted, group, 128).transpose(1, 2).reshape(rows, shape.heads * 128)
@@ -132,7 +132,7 @@ class Llama:
 def _measure(llama: Llama, pool: Pool, batch: int, context: int, drafted: int) -> Row:
     llama.tune(batch * drafted)
     tables = pool.tables(batch, context, at_most=32)
-    splits = kernels.splits_for(batch, llama.shape.kv_heads, context // kernels.PAGE)
+    splits = own_kernels.splits_for(batch, llama.shape.kv_heads, context // own_kernels.PAGE)
     with torch.no_grad():
         us = graph_us([lambda: llama.decode(pool, tables, batch, drafted, splits)], target_ms=30, repeats=5, at_most=4)
     return {"ms": round(us / 1000, 4)}
