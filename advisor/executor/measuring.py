@@ -182,7 +182,7 @@ def _round(found: Measured, requests: Sequence[Request], bounds: Bounds, read_me
     began = time.monotonic()
     left = max(1.0, bounds.seconds - found.seconds)
     arm = found.arm
-    with _watched(arm.server, read_metrics) as seen:
+    with watched(arm.server, read_metrics) as seen:
         found.rounds.append(arm.send(arm.server, requests, arm.admission, arm.slots, left))
     for name, value in seen.items():  # means over the rounds; a sum where it counts events
         before = found.metrics.get(name)
@@ -234,7 +234,7 @@ def _line(found: Measured) -> str:
 
 
 @contextmanager
-def _watched(server: Server, read: ReadMetrics | None) -> Iterator[dict[str, float]]:
+def watched(server: Server, read: ReadMetrics | None) -> Iterator[dict[str, float]]:
     """The server's own figures of the time in between, there once it is over; empty when it has none."""
     seen: dict[str, float] = {}
     before = _metrics(server, read)

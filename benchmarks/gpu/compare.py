@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from layers import LAYERS
+from serving import CONFIG
 
 from advisor.estimator.attention import attention
 from advisor.estimator.constants import Constants, constants_of
@@ -33,8 +35,6 @@ from advisor.profiler.model import read_model
 from advisor.types import Deployment, Engine, Gpu, Load, Model
 
 MODELS = {"8b": "meta-llama/Llama-3.1-8B", "70b": "meta-llama/Llama-3.1-70B"}
-SERVED_VOCABULARY = 49152
-"""serving.py's model is an 8B with this vocabulary"""
 FORMATS = {"bf16": "bf16", "fp8": "fp8", "int4": "int4_awq"}
 Pair = tuple[float, float]
 """measured, predicted"""
@@ -150,13 +150,22 @@ def own_kernels(data: dict[str, Any], constants: Constants, models: dict[str, Mo
             yield "vLLM: prefill attention, bf16", (row["us"], op.prefill(row["length"], row["length"]) * 1e6)
 
 
+def served_model() -> Model:
+    """What serving.py serves."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(
+            json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", **CONFIG})
+        )
+        return read_model(folder)[0]
+
+
 def served(data: dict[str, Any], gpu: Gpu) -> Iterable[tuple[str, Pair]]:
     """Whole servers: output tokens/s at each concurrency, and the memory that vLLM logged for the weights.
 
     All requests of a level start together and are equally long, so they stay in step: prompts are computed apart from
     answers, TTFT is that of a burst and ITL that of steps without prompts. Throughput is what a steady estimate can be held to.
     """
-    model = read_model(MODELS["8b"])[0].model_copy(update={"vocab": SERVED_VOCABULARY})
+    model = served_model()
     for name, server in data.get("serving", {}).get("servers", {}).items():
         engine = Engine(name="vllm", version=server["vllm"])
         deployment = Deployment.model_validate({**server["deployment"], "max_batch_size": 256})

@@ -180,9 +180,9 @@ def library_attention(tiny: bool) -> list[Row]:
                         out = torch.empty(batch, heads, 128, device=DEVICE, dtype=torch.bfloat16)
                         calls = [
                             lambda t=t: flash_attn_varlen_func(
-                                q=q, k=keys, v=values, max_seqlen_q=1, cu_seqlens_q=starts, max_seqlen_k=context, seqused_k=used,
-                                block_table=t, causal=True, out=out, fa_version=3, q_descale=scale, k_descale=scale,
-                                v_descale=scale,
+                                q=q, k=keys, v=values, max_seqlen_q=1, cu_seqlens_q=starts, max_seqlen_k=context,
+                                seqused_k=used, block_table=t, causal=True, out=out, fa_version=3,
+                                q_descale=scale, k_descale=scale, v_descale=scale,
                             )
                             for t in tables
                         ]  # fmt: skip

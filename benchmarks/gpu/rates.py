@@ -219,7 +219,9 @@ def attention(tiny: bool) -> list[Row]:
                         guess = own_kernels.splits_for(batch, 8, context // own_kernels.PAGE)
                         for splits in sorted({guess, max(1, guess // 2), min(guess * 2, context // own_kernels.PAGE)}):
                             calls = [
-                                lambda t=t, splits=splits: own_kernels.decode_attention(q, pool.keys, pool.values, t, splits=splits)
+                                lambda t=t, splits=splits: own_kernels.decode_attention(
+                                    q, pool.keys, pool.values, t, splits=splits
+                                )
                                 for t in tables
                             ]
                             us = graph_us(calls, target_ms=6, repeats=5)

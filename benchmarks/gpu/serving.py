@@ -1,6 +1,6 @@
 """vLLM on the GPU of this machine, started and loaded by the advisor's own code: an 8B Llama of random weights by format.
 
-    python serving.py OUT.json [--parts bf16,fp8,...] [--tiny MODEL_FOLDER]
+    python serving.py OUT.json [--parts bf16,fp8kv,...] [--tiny MODEL_FOLDER]
 
 Makes the checkpoints (bf16; FP8 by ModelOpt; INT4 in GPTQ's layout), then serves each deployment and sends requests of fixed
 lengths at several concurrencies. Written after each server: what a time limit cuts off costs only itself. Needs the advisor,
@@ -25,7 +25,7 @@ from advisor import pipeline
 from advisor.executor import vllm_engine
 from advisor.executor.engines import EngineFailed, Server, serving
 from advisor.executor.load import make_requests, send
-from advisor.executor.measuring import _watched, figures_of
+from advisor.executor.measuring import figures_of, watched
 from advisor.profiler.exposition import parse
 from advisor.types import Deployment, Report, Speculation
 
@@ -36,6 +36,7 @@ MIXED = [(64, 16), (128, 32), (256, 64), (384, 96), (512, 160), (768, 256), (256
 CONFIG = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 49152, "max_position_embeddings": 8192,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 """Llama-3.1-8B but for the vocabulary, which is that of the tokenizer at hand: 7.4 B parameters"""
 LOGGED = re.compile(
@@ -45,12 +46,14 @@ LOGGED = re.compile(
 PARTS: dict[str, tuple[str, Deployment, tuple[int, ...]]] = {
     "bf16": ("bf16", Deployment(), LEVELS),
     "fp8": ("fp8", Deployment(weights="fp8"), LEVELS),
-    "fp8+kv": ("fp8", Deployment(weights="fp8", kv_cache="fp8"), LEVELS),
+    "fp8kv": ("fp8", Deployment(weights="fp8", kv_cache="fp8"), LEVELS),
     "int4": ("int4", Deployment(weights="int4_gptq"), LEVELS),
-    "fp8+ngram3": ("fp8", Deployment(weights="fp8", speculation=Speculation(method="ngram", draft_len=3)), (1, 8, 32, 128)),
+    "fp8ngram3": ("fp8", Deployment(weights="fp8", speculation=Speculation(method="ngram", draft_len=3)), (1, 8, 32, 128)),
     "bf16-eager": ("bf16", Deployment(cuda_graphs=False), (1, 32)),
 }
 """name -> checkpoint, deployment, concurrencies"""
+STATIC = ("fp8kv",)
+"""servers on which static batching is tried too, by gating the admission"""
 
 
 def make_checkpoints(folder: Path, tokenizer: Path) -> dict[str, float]:
@@ -62,7 +65,7 @@ def make_checkpoints(folder: Path, tokenizer: Path) -> dict[str, float]:
 
     seconds: dict[str, float] = {}
     words = AutoTokenizer.from_pretrained(tokenizer)
-    config = LlamaConfig(**CONFIG, tie_word_embeddings=False)
+    config = LlamaConfig(**CONFIG)
     config.architectures = ["LlamaForCausalLM"]
     began = time.monotonic()
     torch.manual_seed(0)
@@ -132,7 +135,7 @@ def write_gptq(config: dict[str, Any], folder: Path, group: int = 128) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16", "quantization_config": quantized}))
 
 
-def serve(part: str, folder: Path, report: Report, log: Path, levels: tuple[int, ...], static: bool, rough: bool) -> dict[str, Any]:
+def serve(part: str, folder: Path, report: Report, log: Path, levels: tuple[int, ...], rough: bool) -> dict[str, Any]:
     """One server: its start, what its log says of memory, and its figures at each concurrency."""
     name, deployment, _ = PARTS[part]
     installed = vllm_engine.find()
@@ -141,12 +144,16 @@ def serve(part: str, folder: Path, report: Report, log: Path, levels: tuple[int,
     if not installed.cpu:
         extra += ("--max-model-len", "4096")
     launch = replace(launch, command=(*launch.command, *extra))
-    entry: dict[str, Any] = {"deployment": deployment.model_dump(), "vllm": installed.version, "command": list(launch.command[1:])}
+    entry: dict[str, Any] = {
+        "deployment": deployment.model_dump(),
+        "vllm": installed.version,
+        "command": list(launch.command[3:]),
+    }
     try:
         with serving(launch, log=log, deadline=300) as server:
             entry["healthy_after_s"] = round(server.seconds or 0.0, 1)
             entry["levels"] = list(_levels(server, report.profile.model.vocab, levels, rough))
-            if static:
+            if part in STATIC:
                 entry["batching"] = list(_batching(server, report.profile.model.vocab, rough))
     except EngineFailed as error:
         entry["error"] = f"{error.what}: {error.hint}"[-3000:]
@@ -160,9 +167,15 @@ def _levels(server: Server, vocab: int, levels: tuple[int, ...], rough: bool) ->
     for level in levels:
         count = 3 if level == 1 else 2 * level if level <= 64 else 3 * level // 2
         requests = make_requests([(isl, osl)], count, vocab=vocab, seed=1000 + level)
-        with _watched(server, lambda text: parse(text, "the server's metrics").values) as seen:
+        with watched(server, lambda text: parse(text, "the server's metrics").values) as seen:
             found = send(server, requests, "in-flight", level, 120)
-        row = {"concurrency": level, "isl": isl, "osl": osl, "requests": len(found.good), "errors": len(found.answers) - len(found.good)}
+        row = {
+            "concurrency": level,
+            "isl": isl,
+            "osl": osl,
+            "requests": len(found.good),
+            "errors": len(found.answers) - len(found.good),
+        }
         if found.good:
             row |= {name: round(value, 4) for name, value in figures_of(found).items()}
             row |= {"seconds": round(found.ended - found.started, 2), **_steady(found, level)}
@@ -216,11 +229,11 @@ def main() -> int:
             break
         levels = (1, 4) if options.tiny else PARTS[part][2]
         log = options.out.with_name(f"{part}.log")
-        entry = serve(part, folder, report, log, levels, part in ("fp8+kv", "bf16") and not (part == "bf16" and not options.tiny), bool(options.tiny))
+        entry = serve(part, folder, report, log, levels, bool(options.tiny))
         results["servers"][part] = entry
         options.out.write_text(json.dumps(results))
-        print(part, entry.get("healthy_after_s"), [(r["concurrency"], r.get("itl_ms"), r.get("output_tokens_per_s")) for r in entry.get("levels", [])],
-              entry.get("error", "")[-1500:], f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
+        rates = [(row["concurrency"], row.get("itl_ms"), row.get("output_tokens_per_s")) for row in entry.get("levels", [])]
+        print(part, entry.get("healthy_after_s"), rates, entry.get("error", "")[-1500:], flush=True)
     return 0
 
 

@@ -13,13 +13,15 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from advisor.executor import causal_model, evaluation, quantization
+from advisor.executor import causal_model, evaluation
 from advisor.executor.journal import Journal
 from advisor.executor.progress import Progress
 from advisor.executor.quantization import Scheme
@@ -96,19 +98,22 @@ def main() -> int:
         began = time.monotonic()
         bench.original(held_out)
         rows.append({"scheme": "original", "total_s": round(time.monotonic() - began, 2)})
-        jobs = [(name, lambda name=name: trial(bench, name, SCHEMES[name], calibration, held_out)) for name in options.schemes.split(",") if name]
+        jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+            (name, partial(trial, bench, name, SCHEMES[name], calibration, held_out))
+            for name in filter(None, options.schemes.split(","))
+        ]
         for wanted in filter(None, options.auto.split(",")):
             weights, _, bits = wanted.partition(":")
-            jobs.append((wanted, lambda w=weights, b=bits: mixed(bench, w, float(b), calibration, held_out)))
+            jobs.append((wanted, partial(mixed, bench, weights, float(bits), calibration, held_out)))
+        settings = {"cuda": torch.cuda.is_available(), "calibration": len(calibration), "held_out": len(held_out)}
         for name, job in jobs:
             try:
                 rows.append(job())
             except Exception as error:
                 rows.append({"scheme": name, "error": f"{type(error).__name__}: {error}"[:600]})
-            options.out.write_text(json.dumps({"cuda": torch.cuda.is_available(), "calibration": len(calibration), "held_out": len(held_out),
-                                               "tokens": options.tokens, "rows": rows}))  # fmt: skip
+            options.out.write_text(json.dumps({**settings, "tokens": options.tokens, "rows": rows}))
             row = rows[-1]
-            print(name, row.get("total_s"), row.get("peak_gib"), row.get("exported", {}).get("loss_pct"), row.get("error", ""), flush=True)
+            print(name, row.get("total_s"), row.get("peak_gib"), row.get("exported", row.get("error")), flush=True)
     return 0
 
 
