@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from smollm import Silent, first_layers, forced_report, needed, prompts_file, prose, tiny_llama
+from smollm import Silent, first_layers, forced_report, needed, prompts_file, prose, smollm2, tiny_llama
 
 from advisor import drafting, pipeline
 from advisor.errors import ModelProblem, PolicyProblem
@@ -247,6 +247,7 @@ def _desk(folder: Path, target: Path, draft: Path | None, **more: Any) -> Any:
 
 
 @REAL
+@pytest.mark.slow
 def test_speculative_decoding_gives_the_same_tokens_in_the_steps_that_the_replay_says(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_speculative_decoding_gives_the_same_tokens_in_the_steps_that_the_replay
 
 
 @REAL
+@pytest.mark.slow
 def test_a_sampled_answer_is_accepted_as_often_as_replayed(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The replay's expectation against the loop with its coins, at a temperature."""
     import torch
@@ -285,6 +287,7 @@ def test_a_sampled_answer_is_accepted_as_often_as_replayed(pair: tuple[Path, Pat
 
 
 @REAL
+@pytest.mark.slow
 def test_a_sampled_output_is_held_against_the_target_and_a_biased_rule_is_caught(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -298,6 +301,7 @@ def test_a_sampled_output_is_held_against_the_target_and_a_biased_rule_is_caught
 
 
 @REAL
+@pytest.mark.slow
 def test_a_killed_measurement_goes_on_where_it_stopped(pair: tuple[Path, Path], tmp_path: Path) -> None:
     journal, desk = _desk(tmp_path, *pair, answer_tokens=8)
     with journal:
@@ -325,6 +329,7 @@ def test_another_tokenizer_is_refused(pair: tuple[Path, Path], tmp_path: Path) -
 
 
 @REAL
+@pytest.mark.slow
 def test_what_was_measured_goes_back_to_the_rules(pair: tuple[Path, Path], tmp_path: Path) -> None:
     prompts = prompts_file(tmp_path / "prompts.jsonl", prose(6, words=20))
     profile = pipeline.profile(str(pair[0]), gpu="h100", concurrency=4)
@@ -396,6 +401,7 @@ def test_a_draft_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @EAGLE
+@pytest.mark.slow
 def test_a_head_is_trained_exported_as_tensorrt_llm_reads_it_and_replayed(pair: tuple[Path, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -472,3 +478,36 @@ def test_making_is_foreseen_with_what_published_ones_took() -> None:
     assert "at most 204,800 tokens" in told and "0.05 to 2.8 billion tokens" in told and "GPU-hours" in told
     layers = drafting.foresee_draft(profile, making | {"kind": "layers", "layers": 4}, 512)
     assert "2.5 to 100 billion tokens" in layers
+
+
+@EAGLE
+@pytest.mark.slow
+def test_a_real_draft_of_the_real_model(tmp_path: Path) -> None:
+    """SmolLM2-135M without four of its thirty layers, untaught: accepted often, and the target's own words come out."""
+    from advisor.executor import pruning
+
+    target, texts = smollm2(), prose(12, words=30)
+    tokenizer = causal_model.load_tokenizer(target)
+    model = causal_model.load_model(target)
+    cut = pruning.cut_depth(model, [tuple(tokenizer(text)["input_ids"]) for text in texts[6:]], 26, lambda _done: None)
+    pruning.write_model(model, target, tmp_path / "draft")
+    assert len(cut.kept) == 26 and {0, 29} <= set(cut.kept)
+    prompts = prompts_file(tmp_path / "prompts.jsonl", texts[:6])
+    profile = pipeline.profile(str(target), gpu="h100", concurrency=1)
+    report = drafting.draft(
+        profile,
+        tmp_path / "out",
+        prompts=prompts,
+        draft=tmp_path / "draft",
+        answer_tokens=20,
+        proofs=6,
+        draft_len=3,
+        stream=Silent(),
+    )
+    change = report.changes[0]
+    assert change.gate == "passed" and "6 of 6 greedy answers identical" in change.detail
+    assert "the target's own distribution" in change.detail
+    one, three = change.drafts[0], change.drafts[2]
+    assert 1.3 < one.low < one.tokens_per_step < one.high <= 2.0
+    assert three.tokens_per_step == pytest.approx(three.formula, rel=0.25)
+    assert "not worth it" in change.detail  # 26 of 30 layers cost nearly as much as they save
