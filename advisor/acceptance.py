@@ -145,7 +145,7 @@ def _worth(profile: Profile, lengths: tuple[DraftLength, ...], batch: str) -> st
     figure = f"drafts of {best.draft_len} make decode {best.gain:.2f} times as fast ({low:.2f} to {high:.2f}), estimated"
     if high <= 1.0:
         return f"not worth it {batch}: the best, {figure}"
-    if low <= 1.0:
+    if round(low, 2) <= 1.0:
         return f"not shown to be worth it {batch}: the best, {figure}"
     limit = best.break_even_concurrency or 0
     setting = SETTINGS.get(profile.engine.name, "").format(limit=limit, length=best.draft_len, after=limit + 1)
@@ -206,8 +206,9 @@ def foresee(profile: Profile, making: Making, prompt_tokens: int) -> str:
         return f"Training on at most {tokens:,} tokens; what it costs is not known for {gpu.name}."
     billions = " to ".join(f"{each / 1e9:,.3g}" for each in published.tokens)
     hours = " to ".join(f"{each:,.2g}" for each in published.gpu_hours)
-    here = asked.flops_per_token * tokens
+    here, most = asked.flops_per_token * tokens, asked.gpu_hours[1]
+    spent = f"{most:,.2g} hours" if most >= 1 else f"{most * 3600:,.2g} s"
     return (
-        f"Training on at most {tokens:,} tokens: {here:.2g} operations, at most {asked.gpu_hours[1]:.2g} hours of {gpu.name};"
+        f"Training on at most {tokens:,} tokens: {here:.2g} operations, at most {spent} of {gpu.name};"
         f" this machine says its own time after four steps. Published ones took {billions} billion tokens, {hours} GPU-hours."
     )

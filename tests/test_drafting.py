@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from smollm import Silent, first_layers, forced_report, needed, prompts_file, prose, smollm2, tiny_llama
 
 from advisor import drafting, pipeline
-from advisor.errors import ModelProblem, PolicyProblem
+from advisor.errors import InputError, ModelProblem, PolicyProblem
 from advisor.executor import causal_model
 from advisor.executor.ngrams import SIZES, Lookup, Sizes
 from advisor.executor.replay import LONGEST, Replay, acceptance_at, rates_of_run, replay, tokens_per_step
@@ -261,6 +261,7 @@ def test_speculative_decoding_gives_the_same_tokens_in_the_steps_that_the_replay
             assert proof.identical == proof.answers == 6 and proof.gap is None
             assert proof.steps == pytest.approx(sum(one.steps[2] for one in accepted.replays))
             assert proof.tokens == sum(one.tokens for one in accepted.replays)
+            assert proof.predicted_gain is not None and 0.2 < proof.gain / proof.predicted_gain < 5  # a clock, not the stage's
 
 
 @REAL
@@ -511,3 +512,16 @@ def test_a_real_draft_of_the_real_model(tmp_path: Path) -> None:
     assert 1.3 < one.low < one.tokens_per_step < one.high <= 2.0
     assert three.tokens_per_step == pytest.approx(three.formula, rel=0.25)
     assert "not worth it" in change.detail  # 26 of 30 layers cost nearly as much as they save
+
+
+@REAL
+def test_what_cannot_be_measured_leaves_no_folder(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    profile, prompts = pipeline.profile(str(pair[0]), gpu="h100"), prompts_file(tmp_path / "prompts.jsonl", prose(6, words=20))
+    for options, said in (
+        ({"prompts": tmp_path / "none.jsonl"}, "cannot be read"),
+        ({"prompts": prompts, "draft": tmp_path / "none"}, "no such folder"),
+        ({"prompts": prompts, "draft": tmp_path}, "local folder with the model's files"),
+    ):
+        with pytest.raises(InputError, match=said):
+            drafting.draft(profile, tmp_path / "out", stream=Silent(), **options)
+        assert not (tmp_path / "out").exists()

@@ -138,7 +138,8 @@ def _mean(objective: Any, model: Any, sequences: Sequence[tuple[int, ...]]) -> f
 
 
 def check_making(making: Making, order: Order) -> None:
-    """Raise NotPossible where the made draft could not be measured."""
+    """Raise NotPossible where the made draft could not be measured, FileProblem where there is nothing to learn from."""
+    read_prompts(making.training, lambda _messages: "")
     if making.kind == "eagle3" and order.temperature:
         raise NotPossible(
             "a head's acceptance is measured on greedy answers alone",

@@ -10,6 +10,7 @@ from typing import Literal
 
 from advisor.errors import InputError, ModelProblem
 from advisor.executor import causal_model
+from advisor.executor.calibration import read_prompts
 from advisor.executor.drafting import Desk, Order
 from advisor.executor.eagle_head import HeadDrafter
 from advisor.executor.journal import Journal
@@ -103,7 +104,8 @@ def order_of(request: Request, profile: Profile, plan: Plan, target: Path, serve
 
 
 def check_order(order: Order) -> None:
-    """Refuse before any work what cannot be measured. Raises MissingExtra, ModelProblem, NotPossible."""
+    """Refuse before any work what cannot be measured. Raises MissingExtra, ModelProblem, NotPossible, FileProblem."""
+    read_prompts(order.prompts, lambda _messages: "")
     causal_model.require_libraries("torch", "transformers", "safetensors")
     causal_model.check_folder(order.target)
     if order.draft is not None:
