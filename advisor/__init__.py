@@ -2,7 +2,7 @@
 
 advise(profile)   judge a Profile by the rules: a Report          profile(model, gpu=...)   look at machine, model and traffic
 predict(points)   Estimates of deployments, one a Point           errors, types             what goes in and out
-check(report, profile)   does advice still hold for the facts of today
+apply(report, out=...)   carry the plan out, measure, publish     check(report, profile)    does advice still hold today
 Every error that a caller can act on is an errors.AdvisorError. docs/api.py shows them all.
 """
 
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advisor.freshness import check
-    from advisor.pipeline import advise, profile
+    from advisor.pipeline import advise, apply, profile
     from advisor.prediction import predict
 
 __version__ = "0.1.0"
-__all__ = ["advise", "check", "predict", "profile"]
+__all__ = ["advise", "apply", "check", "predict", "profile"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("advise", "profile"):
+    if name in ("advise", "apply", "profile"):
         from advisor import pipeline
 
         return getattr(pipeline, name)

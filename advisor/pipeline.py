@@ -28,7 +28,9 @@ from advisor.types import (
 )
 
 if TYPE_CHECKING:
-    from advisor.executor.request import Outcome
+    from typing_extensions import Unpack
+
+    from advisor.executor.request import Options, Outcome
     from advisor.reasoner.cases import RuleCheck
     from advisor.reasoner.rulebook import Rulebook
     from advisor.reasoner.vocabulary import Fact
@@ -259,7 +261,7 @@ def apply(
     stream: IO[str] | None = None,
     serving: Mapping[str, Any] | None = None,
     publish: tuple[str, ...] = (),
-    **options: Any,
+    **options: Unpack[Options],
 ) -> tuple[Report, Outcome]:
     """Carry out a report's plan, measure, and ask the same rules again until the gate passes or nothing is left; then serve it.
 
@@ -371,6 +373,9 @@ def apply(
     outcome = carry_out(request, profile, plan, parameters, ask, pages, progress, weigh, serve, student)
     if outcome.published:
         outcome = replace(outcome, places=tuple(deliver(shelf, outcome.folder, progress) for shelf in shelves))
+    if log_format == "json":
+        came_to = {"published": outcome.published, "reused": outcome.reused, "folder": str(outcome.folder)}
+        progress.say("done", outcome.summary, **came_to, places=outcome.places)
     return told(outcome.changes, outcome.measured), outcome
 
 

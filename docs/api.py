@@ -4,6 +4,7 @@
 # (VS Code and Jupytext read the marks; `python docs/api.py` runs it all, and so do the tests). No GPU is needed.
 
 # %%
+import os
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -79,6 +80,22 @@ for drift in found.drifts:
 # %%
 for path in emit(report, folder / "serving"):
     print(path.name)
+
+# %% [markdown]
+# ## Carry it out
+# On a 16-bit model of this machine and prompts of yours, with `pip install 'inference-advisor[apply]'`; a CPU does for a small
+# one. `publish=("hf://our-org/model",)` sends on what passed its gate. The same inputs again give the same result back at once.
+
+# %%
+if local := os.environ.get("MODEL_FOLDER"):
+    allowed = Policy(deployment={"weights": ("bf16", "fp8")}, training="never", hours=1)
+    here = advisor.advise(advisor.profile(local, gpu="h100"), policy=allowed)
+    options = {"out": folder / "out", "calibration": Path(os.environ["PROMPTS"]), "held_out": 12, "tokens": 64, "unasked": True}
+    made, outcome = advisor.apply(here, **options)
+    print(outcome.summary, sorted(path.name for path in outcome.folder.iterdir()))
+    for change in made.changes:
+        print(" ", change.action, change.rule, change.gate)
+    print("reused:", advisor.apply(here, **options)[1].reused)
 
 # %% [markdown]
 # ## Many questions in one process

@@ -11,16 +11,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import click
 import pytest
 import yaml
+from smollm import needed, prompts_file, prose, tiny_llama
 
 from advisor.profiler.stored import load_report
 from advisor.reasoner.policy_file import read_policy
 from advisor.sweep import read_sweep
 
+GIVEN_BY_THE_PROGRAM = ("version", "question", "limits", "checkpoint_bytes", "shelves")
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
@@ -227,7 +229,9 @@ def test_the_dockerfile() -> None:
                 assert f"!{source}" in kept
     names = [name for name, _ in steps]
     assert names.index("USER") < names.index("ENTRYPOINT") and ["ENTRYPOINT", '["advise"]'] in steps
-    extras = re.findall(r"inference-advisor\[([\w,]+)\]", text)[0].split(",")
+    (extras,) = set(re.findall(r"^ARG EXTRAS=(.*)$", text, re.MULTILINE))
+    assert text.count("[${EXTRAS}]") == 2
+    extras = extras.split(",") + re.findall(r"--build-arg EXTRAS=([\w,]+)", text)[0].split(",")
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras)
 
@@ -253,10 +257,10 @@ def test_the_dockerfiles_build_steps(tmp_path: Path) -> None:
     for name in ("advisor", "rules", "profiles"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "wheel", "-q", "--wheel-dir", str(wheels), ".[hub,serve]"], cwd=source, check=True)
+    subprocess.run([*pip, "wheel", "-q", "--wheel-dir", str(wheels), ".[hub,s3,serve]"], cwd=source, check=True)
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
     python = tmp_path / "env" / "bin" / "python"
-    install = ["-m", "pip", "install", "-q", "--no-index", "--find-links", str(wheels), "inference-advisor[hub,serve]"]
+    install = ["-m", "pip", "install", "-q", "--no-index", "--find-links", str(wheels), "inference-advisor[hub,s3,serve]"]
     subprocess.run([str(python), *install], check=True)
     ask = [str(tmp_path / "env" / "bin" / "advise"), "--model", MODEL, "--gpu", "h100"]
     done = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -270,6 +274,39 @@ def test_the_api_script_runs(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "docs" / "api.py"), run_name="__main__")
     out = capsys.readouterr().out
     assert "forbidden by the policy" in out and "stale: 1 of 1" in out and "NoPlanFits 4" in out
+
+
+@needed("torch", "modelopt", "transformers")
+@pytest.mark.slow
+def test_the_api_scripts_cell_that_applies_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MODEL_FOLDER", str(tiny_llama(tmp_path / "model")))
+    monkeypatch.setenv("PROMPTS", str(prompts_file(tmp_path / "prompts.jsonl", prose(60))))
+    runpy.run_path(str(ROOT / "docs" / "api.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "; published." in out and "published.json" in out and "reused: True" in out
+
+
+def test_the_api_is_typed(tmp_path: Path) -> None:
+    """The options of advisor.apply are those of the request, with their types; a wrong one is found by mypy."""
+    from advisor.executor.request import Options, Request
+
+    theirs, ours = get_type_hints(Request), get_type_hints(Options)
+    assert ours == {name: theirs[name] for name in theirs if name not in GIVEN_BY_THE_PROGRAM}
+    (tmp_path / "wrong.py").write_text(
+        "from pathlib import Path\nimport advisor\n"
+        "report = advisor.advise(advisor.profile('x', gpu='h100'))\n"
+        "made, outcome = advisor.apply(report, out=Path('out'), publish=('hf://a/b',))\n"
+        "print(made.plan.verdict, outcome.places)\n"
+        "advisor.apply(report, out=1)\nadvisor.apply(report, out=Path('o'), sede=1)\nadvisor.predict(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path / "cache"), "wrong.py"],
+        cwd=tmp_path, env=dict(os.environ) | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    faults = [line for line in done.stdout.splitlines() if line.startswith("wrong.py") and ": error:" in line]
+    assert [line.split(":")[1] for line in faults] == ["6", "7", "8"], done.stdout
 
 
 def test_the_commands_of_the_page_work(shell: Any) -> None:

@@ -62,6 +62,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, folder: Path, line: str) -> int:
         (f"apply {ASKED}", 2),
         (f"apply {ASKED} --out out --policy nobody.yaml --publish hf://org/name", 1),
         ("apply --model meta-llama/Llama-3.3-70B-Instruct --gpu t4 --out out", 4),
+        (f"apply {ASKED} --out out --auto", 1),
         (f"emit {ASKED} --out serving", 0),
         ("emit --model meta-llama/Llama-3.3-70B-Instruct --gpu t4 --out nothing", 4),
     ],
@@ -75,7 +76,9 @@ def test_statuses(
     assert _run(monkeypatch, here, line) == status
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    if status == 1 and not line.startswith(("watch", "sweep")):
+    if "--auto" in line:
+        assert [json.loads(one)["event"] for one in err.splitlines()] == ["error"]
+    elif status == 1 and not line.startswith(("watch", "sweep")):
         assert err.startswith("error: ") and "\nnext:  " in err
 
 
@@ -91,12 +94,18 @@ def test_watch_ends_with_what_its_last_round_found(
 @needed("torch", "modelopt", "transformers")
 @pytest.mark.slow
 @pytest.mark.parametrize(("budget", "status"), [("100%", 0), ("0%", 3)])
-def test_apply_ends_with_its_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, status: int) -> None:
+def test_apply_ends_with_its_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], budget: str, status: int
+) -> None:
     tiny_llama(tmp_path / "model")
     prompts_file(tmp_path / "prompts.jsonl", prose(60))
     line = "apply --model ./model --gpu h100 --auto --calibration prompts.jsonl --calibration-prompts 6 --evaluation-prompts 12"
-    line += f" --prompt-tokens 64 --max-rounds 1 --no-serve --out out --accuracy-budget {budget} --log-format json"
+    line += f" --prompt-tokens 64 --max-rounds 1 --no-serve --out out --accuracy-budget {budget}"
     assert _run(monkeypatch, tmp_path, line) == status
+    told = capsys.readouterr()
+    lines = [json.loads(one) for one in told.err.splitlines()]
+    assert lines[-1]["event"] == "done" and lines[-1]["published"] is (status == 0)
+    assert json.loads(told.out)["changes"]
     assert (tmp_path / "out").exists() is (status == 0) and (tmp_path / "out.work").exists() is (status == 3)
     folder = tmp_path / ("out" if status == 0 else "out.work")
     assert (folder / "report.json").exists() and (folder / "report.html").exists()

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; finished work is not done again.")
 @click.option("--yes", is_flag=True, help="Do not ask: neither before beginning nor before a training.")
 @click.option(
-    "--auto", is_flag=True, help="Ask nothing; go on with a stopped run whatever changed since, redoing what depends on it."
+    "--auto",
+    is_flag=True,
+    help="Ask nothing, say it in JSON lines; go on with a stopped run whatever changed since, redoing what depends on it.",
 )
 @click.option("--max-rounds", type=click.IntRange(1), default=6, show_default=True, help="Trials at most.", metavar="N")
 @click.option("--max-time", type=float, help="Begin no round after so many minutes.", metavar="MIN")
@@ -97,16 +99,33 @@ if TYPE_CHECKING:
     metavar="N|auto",
 )
 @click.option("--student-steps", type=click.IntRange(1), help="Steps of its distillation. [the rule's number]", metavar="N")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="On stderr.  [default: json with --auto, else text]")
 def command(plan_file: str | None, overlay: str | None, policy: str | None, out: str, **options: Any) -> int:
     """Do it: quantize, measure on held-out prompts, ask the rules again until the budget is kept, serve and measure, publish.
 
     Works on a local folder. Nothing is published unless its gates passed; what was made is kept in DIR.work.
     """
+    from advisor.errors import AdvisorError
+
+    options["log_format"] = options["log_format"] or ("json" if options["auto"] else "text")
+    try:
+        return _carry_out(plan_file, overlay, policy, out, options)
+    except AdvisorError as error:
+        if options["log_format"] != "json":
+            raise
+        import json
+
+        said = {"event": "error", "text": error.what, "where": error.where, "hint": error.hint, "status": error.exit_status}
+        click.echo(json.dumps(said, ensure_ascii=False), err=True)
+        return error.exit_status
+
+
+def _carry_out(plan_file: str | None, overlay: str | None, policy: str | None, out: str, given: dict[str, Any]) -> int:
     from pathlib import Path
 
     from advisor import pipeline
 
+    options = dict(given)
     own = (
         "publish", "calibration", "production", "draft", "training", "training_steps", "replace", "resume", "yes", "auto",
         "max_rounds", "max_time", "seed",

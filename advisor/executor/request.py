@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from typing_extensions import Required, TypedDict
+
 from advisor.executor.delivery import Shelf
 from advisor.executor.spending import Limit
 from advisor.types import Change, Scalar, TrainingCost
@@ -16,7 +18,7 @@ class Request:
     """The options of `advise apply`."""
 
     out: Path
-    """folder to publish into; it is made by the run and must not be there yet"""
+    """folder to publish into; what the same inputs and versions gave there already is reused"""
     calibration: Path | None = None
     """JSONL of prompts to calibrate on"""
     production: Path | None = None
@@ -74,6 +76,31 @@ class Request:
     def work(self) -> Path:
         """The folder beside `out` in which the run works and keeps what it made."""
         return self.out.parent / f"{self.out.name}.work"
+
+
+class Options(TypedDict, total=False):
+    """Those fields of a Request that the caller of `advisor.apply` gives, by their names."""
+
+    out: Required[Path]
+    calibration: Path | None
+    production: Path | None
+    resume: bool
+    renew: bool
+    replace: bool
+    max_rounds: int
+    max_seconds: float | None
+    seed: int
+    prompts: int | None
+    held_out: int
+    tokens: int
+    draft: Path | None
+    command: str | None
+    command_seconds: float
+    keep: tuple[str, ...]
+    tasks: Path | None
+    student_layers: int | None
+    student_steps: int | None
+    arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True)
