@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from hub_server import Hub, serving
-from smollm import Silent, needed, prompts_file, prose, tiny_llama
+from smollm import Silent, forced_report, needed, prompts_file, prose, tiny_llama
 
 from advisor import pipeline
 from advisor.cli import main
@@ -318,18 +318,25 @@ def test_apply_publishes_what_passed_and_a_fresh_machine_gets_it_back(
 ) -> None:
     """The command, from the policy to the places: forbidden, gate failed, published to two, reused from a place."""
     model, prompts = tiny_llama(tmp_path / "model"), prompts_file(tmp_path / "prompts.jsonl", prose(60))
-    policy, place = tmp_path / "advise.yaml", f"{s3}/models/llama"
-    policy.write_text('tell: ["hf://our-org/*"]\n')
-    asked = ["apply", "--model", model, "--gpu", "h100", "--calibration", prompts, "--out", tmp_path / "out", "--auto"]
-    asked += ["--policy", policy, "--log-format", "json", "--evaluation-prompts", 12, "--prompt-tokens", 64]
-    asked += ["--calibration-prompts", 6, "--publish", HUB, "--publish", place, "--max-rounds", 1]
+    plan, place = tmp_path / "report.json", f"{s3}/models/llama"
+
+    def planned(budget: float, *tell: str) -> None:
+        report = forced_report(model, "fp8", budget, rule="weights-slow-decode/fp8-weights")
+        plan.write_text(report.model_copy(update={"policy": Policy(tell=tell)}).model_dump_json())
+
+    asked = ["apply", plan, "--calibration", prompts, "--out", tmp_path / "out", "--auto", "--no-serve", "--max-rounds", 1]
+    asked += ["--evaluation-prompts", 12, "--prompt-tokens", 64, "--calibration-prompts", 6]
+    asked += ["--publish", HUB, "--publish", place]
+    planned(20, "hf://our-org/*")
     assert _run(monkeypatch, *asked) == 1
     assert f"lets no result go to {place}" in capsys.readouterr().err and not (tmp_path / "out.work").exists()
 
-    policy.write_text('tell: ["hf://our-org/*", "s3://ours/models/*"]\n')
-    assert _run(monkeypatch, *asked, "--accuracy-budget", "0%") == 3
+    planned(0, "hf://our-org/*", "s3://ours/models/*")
+    assert _run(monkeypatch, *asked) == 3
     assert hub.commits == [] and open_shelf(place).sizes() == {}
 
+    planned(20, "hf://our-org/*", "s3://ours/models/*")
+    capsys.readouterr()
     assert _run(monkeypatch, *asked) == 0
     made = capsys.readouterr()
     lines = [json.loads(line) for line in made.err.splitlines()]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from smollm import needed, prompts_file, prose, tiny_llama
+from smollm import forced_report, needed, prompts_file, prose, tiny_llama
 
 from advisor.cli import main
 
@@ -93,14 +93,15 @@ def test_watch_ends_with_what_its_last_round_found(
 
 @needed("torch", "modelopt", "transformers")
 @pytest.mark.slow
-@pytest.mark.parametrize(("budget", "status"), [("100%", 0), ("0%", 3)])
+@pytest.mark.parametrize(("budget", "status"), [(100.0, 0), (0.0, 3)])
 def test_apply_ends_with_its_gate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], budget: str, status: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], budget: float, status: int
 ) -> None:
-    tiny_llama(tmp_path / "model")
+    report = forced_report(tiny_llama(tmp_path / "model"), "fp8", budget, rule="weights-slow-decode/fp8-weights")
+    (tmp_path / "plan.json").write_text(report.model_dump_json())
     prompts_file(tmp_path / "prompts.jsonl", prose(60))
-    line = "apply --model ./model --gpu h100 --auto --calibration prompts.jsonl --calibration-prompts 6 --evaluation-prompts 12"
-    line += f" --prompt-tokens 64 --max-rounds 1 --no-serve --out out --accuracy-budget {budget}"
+    line = "apply plan.json --auto --calibration prompts.jsonl --calibration-prompts 6 --evaluation-prompts 12"
+    line += " --prompt-tokens 64 --max-rounds 1 --no-serve --out out"
     assert _run(monkeypatch, tmp_path, line) == status
     told = capsys.readouterr()
     lines = [json.loads(one) for one in told.err.splitlines()]

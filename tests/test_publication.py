@@ -191,10 +191,10 @@ def test_a_limit_holds_within_a_round(tiny: Path, prompts: Path, tmp_path: Path,
 def test_of_two_runs_on_one_folder_the_second_stops_and_a_dead_one_holds_nothing(
     tiny: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", "from advisor.cli import main; main()", "apply", "--model", str(tiny), "--gpu", "h100"]
-    command += ["--calibration", str(prompts), "--out", str(out), "--auto", "--log-format", "json", "--seed", "0"]
-    command += ["--evaluation-prompts", "24", "--prompt-tokens", "64"]
+    out, plan = tmp_path / "out", tmp_path / "report.json"
+    plan.write_text(forced_report(tiny, "fp8", 20, rule=FP8).model_dump_json())
+    command = [sys.executable, "-c", "from advisor.cli import main; main()", "apply", str(plan), "--auto", "--no-serve"]
+    command += ["--calibration", str(prompts), "--out", str(out), "--evaluation-prompts", "24", "--prompt-tokens", "64"]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert first.stderr is not None
     for line in first.stderr:

@@ -94,6 +94,9 @@ class Options(TypedDict, total=False):
     held_out: int
     tokens: int
     draft: Path | None
+    training: Path | None
+    training_steps: int | None
+    confirm: Callable[[str], bool] | None
     command: str | None
     command_seconds: float
     keep: tuple[str, ...]
