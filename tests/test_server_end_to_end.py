@@ -208,9 +208,10 @@ def test_smollm2_from_a_poor_baseline_to_the_served_and_published_plan(tmp_path:
     assert planned.deployment.batching == "in-flight"
     assert planned.deployment.speculation is not None and planned.deployment.speculation.method == "ngram"
 
-    prompts = prompts_file(tmp_path / "prompts.jsonl", prose(8))  # how often n-grams guess right is measured on these first
-    few = ("--calibration", str(prompts), "--evaluation-prompts", "4", "--prompt-tokens", "48")
-    serving = ("--serve", "--engine-python", python, "--serve-seconds", "40")
+    # how often n-grams guess right is measured first, on prompts that repeat themselves; else the plan would drop them
+    prompts = prompts_file(tmp_path / "prompts.jsonl", [f"{text}. " * 8 for text in prose(8, words=7)])
+    few = ("--calibration", str(prompts), "--evaluation-prompts", "4", "--prompt-tokens", "96")
+    serving = ("--serve", "--engine-python", python, "--serve-seconds", "90")
     began, out = time.monotonic(), tmp_path / "served"
     text = user.advise("apply", str(file), "--out", str(out), "--yes", *few, *serving)
     print(f"{text}\nfrom plan to verified: {time.monotonic() - began:,.0f} s")
@@ -223,7 +224,7 @@ def test_smollm2_from_a_poor_baseline_to_the_served_and_published_plan(tmp_path:
     assert ways["plan"].gate == "passed" and f"sent by {client}" in ways["plan"].detail
     static, flowing = figures(ways["baseline"]), figures(ways["in-flight batching"])
     assert flowing["idle_share"] < static["idle_share"] - 0.1
-    assert "acceptance_length" in ways["plan"].after and "preemptions" in ways["plan"].after
+    assert float(str(ways["plan"].after["acceptance_length"])) > 1.2 and "preemptions" in ways["plan"].after
     assert "no prediction for this machine" in ways["plan"].detail
     assert "--speculative-config" in ways["plan"].command and "--speculative-config" not in ways["baseline"].command
     facts = json.loads((out / "measured.json").read_text())
