@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from advisor.errors import AdvisorError, InputError
 from advisor.estimator.answer import made
+from advisor.estimator.batching import published_requests
 from advisor.estimator.deployment import estimate
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
@@ -220,9 +221,12 @@ def _predicted(point: Point, silicon: bool = False) -> Estimate:
     model = _model(point.model)
     gpu = _gpu(point.gpu, point.tensor_parallel * point.pipeline_parallel * point.replicas)
     closed = point.rate is None and point.concurrency != "max"
+    requests = point.requests
+    if requests is None and point.rate is None and not closed:
+        requests = point.replicas * published_requests(point.isl, point.osl)
     numbers = {
         "isl": float(point.isl), "osl": float(point.osl), "concurrency": float(point.concurrency) if closed else None,
-        "rate": point.rate, "requests": point.requests, "shared_prefix": 0.0, "lengths": (),
+        "rate": point.rate, "requests": requests, "shared_prefix": 0.0, "lengths": (),
     }  # fmt: skip
     load = made(Load, numbers)
     engine = _engine(point.engine, point.engine_version)

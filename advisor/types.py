@@ -374,7 +374,7 @@ class Point(Deployment):
     rate: float | None = None
     """arrivals per second instead of a concurrency"""
     requests: int | None = None
-    """requests of a finite benchmark run; None: steady state"""
+    """requests of a finite run; None: steady state, but with "max" as many as TensorRT-LLM's published tables ran"""
     engine: Literal["tensorrt-llm", "vllm", "sglang"] = "tensorrt-llm"
     engine_version: str | None = None
 

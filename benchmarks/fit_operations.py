@@ -27,6 +27,8 @@ FOLDERS = {
 CACHE_BYTES = {"l40s": 96e6, "rtx-pro-6000-blackwell-server": 128e6}
 """L2 caches large enough to hold the operands of most rows of the tables, which in serving come from device memory"""
 NEWEST = ("1.3.0rc20", "1.0.0")
+GENERATED = {"nvfp4_gen": "min_latency", "fp8_block_gen": "trtllmfp8experts"}
+"""kernel_source of NVIDIA's generated Blackwell kernels, by format"""
 Rows = dict[str, Any]
 Form = Callable[..., Any]
 
@@ -153,6 +155,24 @@ def fit(form: Form, rows: Rows, peak: float, bandwidth: float, width: float) -> 
     return vector, float(np.mean(np.abs(error)) * 100), float(np.mean(error) * 100)
 
 
+FEW_TOKENS, MANY_TOKENS = 64, 1024
+
+
+def by_shape(vector: dict[str, float], frame: Any, peak: float, bandwidth: float, width: float) -> dict[str, list[float]]:
+    """hidden x width x experts -> medians of measured/fitted time of that model's experts at few and at many tokens.
+
+    Grouped kernels are tuned shape by shape, so a form shared by all shapes is up to a third off at some of them.
+    """
+    expected = moe([vector[name] for name in NAMES[moe].split()], peak, bandwidth, columns(frame), width)
+    found: dict[str, list[float]] = {}
+    ratios = frame.assign(ratio=frame.latency * 1e-3 / expected)
+    for shape, rows in ratios.groupby(["hidden_size", "inter_size", "num_experts"]):
+        parts = rows.ratio[rows.num_tokens <= FEW_TOKENS], rows.ratio[rows.num_tokens >= MANY_TOKENS]
+        if min(map(len, parts)) >= 5:
+            found["x".join(str(int(size)) for size in shape)] = [float(f"{part.median():.3g}") for part in parts]
+    return found
+
+
 def table(folder: Path, op: str, name: str, versions: Sequence[str] = NEWEST, backend: str = "trtllm") -> tuple[Any, str]:
     """The newest table of an op as a dict of columns, and its path below `systems/data`."""
     import pyarrow.parquet as parquet
@@ -200,6 +220,9 @@ def fit_gpu(tables: Path, gpu: str) -> str:
                 continue
             vector, error, bias = fit(form, columns(frame), peak, bandwidth, width)
             body = ", ".join(f"{k}: {v:g}" for k, v in vector.items())
+            if form is moe:
+                shapes = by_shape(vector, frame, peak, bandwidth, width).items()
+                body += f", shapes: {{{', '.join(f'{k}: [{a:g}, {b:g}]' for k, (a, b) in shapes)}}}"
             shown = f'"{key}"' if key.isdigit() else key
             lines.append(
                 f"  {shown}: {{{body}, source: {source}, rows: {len(frame)}, error_pct: {error:.1f}, bias_pct: {bias:.1f}}}"
@@ -291,17 +314,19 @@ def _moe_entries(
     forms = [
         ("bf16", "bfloat16", "bf16", 2.0), ("fp8", "fp8", "fp8", 1.0), ("fp8_block", "fp8_block", "fp8", 1.0),
         ("nvfp4", "nvfp4", "fp4", 0.5625), ("nvfp4_gen", "nvfp4", "fp4", 0.5625), ("mxfp4", "w4a16_mxfp4", "bf16", 0.53125),
-        ("mxfp4_fp8", "w4a8_mxfp4_mxfp8", "fp8", 0.53125), ("int4", "int4_wo", "bf16", 0.53), ("w4a8", "w4afp8", "fp8", 0.53),
+        ("fp8_block_gen", "fp8_block", "fp8", 1.0), ("mxfp4_fp8", "w4a8_mxfp4_mxfp8", "fp8", 0.53125),
+        ("int4", "int4_wo", "bf16", 0.53), ("w4a8", "w4afp8", "fp8", 0.53),
     ]  # fmt: skip
     found: list[tuple[str, Form, Any, str, float, float]] = []
+    known = {"nvfp4_gen": ((generated, generated_source),), "fp8_block_gen": ((vllm, vllm_source),)}
     for key, tag, unit, width in forms:
-        for frame, where in ((generated, generated_source),) if key == "nvfp4_gen" else ((d, source), (vllm, vllm_source)):
+        for frame, where in known.get(key, ((d, source), (vllm, vllm_source))):
             if frame is None:
                 continue
             rows = frame[
                 (frame.moe_dtype == tag) & (frame.moe_ep_size <= 8) & (frame.moe_tp_size <= 8) & (frame.num_experts < 512)
             ]
-            wanted = "min_latency" if key == "nvfp4_gen" else "flow|cutlass|deepgemm|vllm|marlin|triton|flashinfer|sglang"
+            wanted = GENERATED.get(key, "flow|cutlass|deepgemm|vllm|marlin|triton|flashinfer|sglang")
             rows = rows[rows.kernel_source.str.contains(wanted) & ~rows.kernel_source.str.contains("nongated")]
             if key != "nvfp4_gen":
                 rows = rows[~rows.kernel_source.str.contains("min_latency")]

@@ -109,7 +109,8 @@ def _measured(record: dict[str, Any]) -> Measured | str:
     if engine.name == "tensorrt-llm" and version(engine.version) < OLDEST:
         return "TensorRT-LLM older than 0.14"
     if record["engine"] != "TensorRT-LLM":
-        engine = Engine.model_validate({"name": engine.name, "version": record.get("backend", "").split(" ")[-1] or "0"})
+        release = record.get("backend", "").split(" ")[-1].removeprefix("v")
+        engine = Engine.model_validate({"name": engine.name, "version": "0" if release in ("", "None") else release})
     if record["spec_decoding"] != "none":
         return "speculative decoding, or not known whether"
     if record["weights_dtype"] not in WEIGHTS:
@@ -121,6 +122,8 @@ def _measured(record: dict[str, Any]) -> Measured | str:
         return "GPU not stated"
     if record["tp"] is None:
         return "parallelism not stated"
+    if "concurrency blank" in record.get("note", ""):
+        return "concurrency not stated"
     deployment, stated = _deployment(record, known)
     known_protocol = "client and settings not published" not in record.get("note", "")
     return Measured(
@@ -160,7 +163,7 @@ def _deployment(record: dict[str, Any], known: Model) -> tuple[Deployment, bool]
     if _is_block_scaled(record):
         weights = "fp8_block"
     tp = record["tp"]
-    stated = known.moe is None or record.get("attention_dp") is not None
+    stated = known.moe is None or record.get("attention_dp") is not None or tp == 1
     spread = not stated and tp > 1
     default = "fp8" if weights in ("fp8", "fp8_block", "nvfp4") else "bf16"
     cache_format = {"fp8": "fp8", "fp16": "bf16", "bf16": "bf16"}.get(record.get("kv_dtype") or "", default)

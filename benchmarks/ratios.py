@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from measurements import TRUTH, Measured, gpu, model, prediction
 
 from advisor.errors import NotPossible
+from advisor.estimator.batching import published_requests
 from advisor.estimator.deployment import estimate
 from advisor.types import Deployment, Engine, Load
 
@@ -90,7 +91,7 @@ def _choice(record: dict[str, Any]) -> Choice | None:
         return None
     engine = Engine(version="1.1" if "1.1-1.2" in record["source"] else "0.19" if "0.19" in record["source"] else release[1])
     scenario = record["scenario"]
-    load = Load(isl=scenario["isl"], osl=scenario["osl"])
+    load = Load(isl=scenario["isl"], osl=scenario["osl"], requests=published_requests(scenario["isl"], scenario["osl"]))
     rates: dict[str, float] = {}
     for option in options:
         size = {key: int(n) for key, n in re.findall(r"(tp|pp|ep)(\d+)", option)}

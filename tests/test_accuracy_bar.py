@@ -85,8 +85,8 @@ def test_offline_throughput_held_out(measured: list[Measured]) -> None:
 
 @pytest.mark.slow
 def test_latency(measured: list[Measured]) -> None:
-    assert mean(errors(measured, "itl")) <= 9 and spearman(errors(measured, "itl")) >= 0.97
-    assert mean(errors(measured, "ttft")) <= 27  # bar: 25
+    assert mean(errors(measured, "itl")) <= 8 and spearman(errors(measured, "itl")) >= 0.99
+    assert mean(errors(measured, "ttft")) <= 24
 
 
 @pytest.mark.slow
@@ -95,4 +95,6 @@ def test_ratios_and_choices(measured: list[Measured]) -> None:
     assert len(decisive) > 500
     assert statistics.fmean(r.right_side for r in decisive) >= 0.97
     assert statistics.fmean(abs(r.estimated / r.published - 1) for r in decisive) <= 0.08
-    assert statistics.fmean(c.regret <= 0.03 for c in choices()) >= 0.90  # bar: 0.97
+    experts = [r for r in pairs(measured) if r.technique == "expert_parallel"]
+    assert len(experts) > 50 and statistics.fmean(r.right_side for r in experts) >= 0.9
+    assert statistics.fmean(c.regret <= 0.03 for c in choices()) >= 0.93  # bar: 0.97

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.estimator.batching import Steps, in_flight, run, static, static_idle_share
-from advisor.estimator.first_token import closed_loop, open_loop
+from advisor.estimator.first_token import closed_loop, drained, open_loop
 from advisor.types import Load
 
 
@@ -18,6 +18,7 @@ class Plain:
 
     stages = 1
     width = 1
+    balance = 0.0
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         return 0.010 + prefill * 1e-6 + decode * 1e-5
@@ -114,5 +115,20 @@ def test_the_opening_burst_weighs_one_turn_in_ten() -> None:
 
 def test_open_arrivals_wait_longer_the_busier_the_engine() -> None:
     calm, busy = (in_flight(STEP, n, 1000, 100, 8192) for n in (2, 60))
-    assert open_loop(calm, 0.02).request == 0.02
-    assert open_loop(busy, 0.0).waiting > 2 * open_loop(calm, 0.0).waiting
+    assert open_loop(STEP, calm, 0.02).request == 0.02
+    assert open_loop(STEP, busy, 0.0).waiting > 2 * open_loop(STEP, calm, 0.0).waiting
+
+
+def test_a_prompt_waits_for_the_other_attention_dp_ranks() -> None:
+    class Balanced(Plain):
+        balance = 30.0
+
+    flow, balanced = in_flight(STEP, 8, 1000, 1000, 8192), cast(Steps, Balanced())
+    waits = [closed_loop(step, flow, 8, 1000, 8192, 0.0).waiting for step in (STEP, balanced)]
+    assert waits[1] - waits[0] == pytest.approx(0.9 * 30 * flow.seconds_per_token)
+
+
+def test_the_queue_for_slots_of_a_finite_loop_drains() -> None:
+    # 4 clients, 1 slot, 10 requests each: 3 wait during 36 services, 1.5 on average during the next 3, none during the last
+    assert drained(0.25, 10) * 3 == pytest.approx((3 * 36 + 1.5 * 3) / 40)
+    assert drained(0.5, 1e9) == pytest.approx(1.0)

@@ -134,6 +134,10 @@ def test_a_rate_beyond_reach_is_called_saturated_with_what_is_achievable() -> No
     assert made.ttft_ms is None and made.request_latency_ms is None
     assert made.output_tokens_per_s and made.output_tokens_per_s < 1000 * 512
     assert any("saturated: at most" in note for note in made.notes)
+    few, many = (of(load=Load(isl=1024, osl=512, rate=1000.0, requests=n)) for n in (100, 100_000))
+    reached, slots = made.output_tokens_per_s / 512, made.max_concurrency or 0
+    assert few.ttft_ms is not None and many.ttft_ms is not None and slots > 100, "few requests all have a slot at once"
+    assert many.ttft_ms - few.ttft_ms > 1e3 * (100_000 - slots) / 2 * (1 / reached - 1 / 1000)
 
 
 def test_the_arrival_protocol_is_named() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from advisor.estimator.memory import (
     GIB,
+    activation_bytes,
     kv_bytes,
     kv_bytes_per_token,
     most_sequences,
@@ -159,6 +160,23 @@ def test_attention_dp_copies_all_but_the_experts() -> None:
     router = 4 * 256 * 8 * 2
     assert weight_bytes(model, tp) == (experts + rest - router) / 2 + router
     assert weight_bytes(model, dp) == experts / 2 + rest
+
+
+def test_attention_dp_keeps_room_for_every_ranks_tokens() -> None:
+    model = read_model("Qwen/Qwen3-235B-A22B")[0]
+    tp, dp = Deployment(tensor_parallel=8), Deployment(tensor_parallel=8, attention_dp=True)
+    assert model.moe is not None
+    # 8 ranks x 8192 tokens x 8 choices, each with its hidden state and gate, up and product of a whole expert, 16 bits
+    rows = 8 * 8192 * 8 * (model.hidden + 3 * model.moe.intermediate) * 2
+    assert activation_bytes(model, dp, 8192, 64, gathers=True) > rows > 5 * activation_bytes(model, tp, 8192, 64, gathers=True)
+
+
+def test_sglang_takes_the_share_that_the_weights_need() -> None:
+    model, gpu = read_model("deepseek-ai/DeepSeek-R1-0528")[0], find_gpu("b200", 8)[0]
+    asked = model, gpu, Deployment(tensor_parallel=4, weights="fp8_block", kv_cache="fp8")
+    # InferenceX served it so; vLLM's fixed share would not hold it
+    assert (parts(*asked, Engine(name="sglang", version="0.5.9"), 8192, 64).cache or 0) > 0
+    assert (parts(*asked, Engine(name="vllm", version="0.11.0"), 8192, 64).cache or 0) < 0
 
 
 def test_pipeline_stages_hold_their_layers() -> None:

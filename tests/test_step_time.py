@@ -169,6 +169,42 @@ def test_releases_take_the_last_entry_that_they_reach() -> None:
     old, new = runtime("tensorrt-llm", "0.17", "x86"), runtime("tensorrt-llm", "1.2.1", "x86")
     assert old.block == 64 and new.block == 32
     assert runtime("tensorrt-llm", "0.21.0rc1", "x86") == runtime("tensorrt-llm", "1.0", "x86") != new
-    assert runtime("tensorrt-llm", "1.1.0", "x86") == new
+    assert runtime("tensorrt-llm", "1.1.0", "x86").gen_moe != new.gen_moe == runtime("tensorrt-llm", "1.2.0rc6", "x86").gen_moe
     assert runtime("tensorrt-llm", "gpt-oss-dev", "x86") == new
     assert runtime("tensorrt-llm", "1.2.1", "grace").sequence_us != new.sequence_us or new.sequence_us == 0
+
+
+def test_attention_dp_sends_tokens_in_their_experts_format() -> None:
+    # all-gather of FP4 and its scales (4.5 of 16 bits), reduce-scatter of 16 bits
+    fields = {"model": "Qwen/Qwen3-30B-A3B", "gpu": "b200", "tensor_parallel": 8, "attention_dp": True}
+    nvfp4, bf16 = steps(weights="nvfp4", **fields), steps(weights="bf16", **fields)
+    assert (nvfp4.sent, bf16.sent) == (4.5 / 16, 1.0)
+    assert nvfp4.parts(4096, 1024, 0, 1).network < 0.8 * bf16.parts(4096, 1024, 0, 1).network
+
+
+def test_ranks_that_write_to_each_other_exchange_faster_than_they_gather() -> None:
+    fields = {"model": "Qwen/Qwen3-30B-A3B", "tensor_parallel": 8, "attention_dp": True, "weights": "nvfp4"}
+    old, new = (steps(gpu="b200", engine=release, **fields).gather for release in ("1.1.0", "1.2.1"))
+    assert new.seconds(1e6) < old.seconds(1e6)
+    wired = [steps(gpu="rtx-pro-6000-blackwell-server", engine=release, **fields).gather for release in ("1.1.0", "1.2.1")]
+    assert wired[0] == wired[1], "over PCIe nothing changed"
+
+
+def test_block_scaled_experts_run_generated_kernels_from_1_2() -> None:
+    fields = {"model": "deepseek-ai/DeepSeek-R1-0528", "gpu": "b200", "weights": "fp8_block", "tensor_parallel": 8}
+    old, new = (steps(engine=release, **fields).moe for release in ("1.1.0", "1.2.1"))
+    assert old is not None and new is not None and (old.form, new.form) == ("fp8_block", "fp8_block_gen")
+    # InferenceX, 4 at a time: 14.6 ms a token with 1.1 and 10.3 with 1.2
+    assert new.seconds(4) < old.seconds(4)
+
+
+def test_shapes_of_the_tables_have_factors_of_their_own() -> None:
+    model = read_model("meta-llama/Llama-4-Scout-17B-16E-Instruct")[0]
+    other = model.model_copy(update={"moe": model.moe.model_copy(update={"experts": 15})}) if model.moe else model
+    assert model.moe is not None and other.moe is not None
+    known, unknown = (
+        experts(constants("b200"), HOST, m, m.moe, "nvfp4", 4.5, 1, 1) for m in (model, other) if m.moe is not None
+    )
+    few, many = constants("b200").ops["moe"]["nvfp4"]["shapes"]["5120x8192x16"]
+    assert known.row_time == pytest.approx(many * unknown.row_time)
+    assert known.expert_time == pytest.approx(few * unknown.expert_time)

@@ -33,7 +33,7 @@ from advisor.cli.options import estimator_option
 @click.option("--osl", type=int, metavar="N")
 @click.option("--concurrency", help='A number, or "max".', metavar="N|max")
 @click.option("--rate", type=float, metavar="R")
-@click.option("--requests", type=int, help="Requests of a finite benchmark run.", metavar="N")
+@click.option("--requests", type=int, help="Requests of a finite run; with max as in published tables.", metavar="N")
 @click.option("--engine", metavar="NAME")
 @click.option("--engine-version", metavar="V")
 @estimator_option

@@ -13,6 +13,16 @@ from advisor.types import Load
 Steps = StepTime | Speculating
 
 
+PUBLISHED_RUNS = ((256, 30000), (2500, 3000), (9216, 1500))
+"""tokens of a request, in and out, up to which TensorRT-LLM's own tables ran so many requests; 1,000 longer ones:
+NVIDIA/TensorRT-LLM docs/source/performance/perf-overview.md @00f37686, developer-guide/perf-overview.md @03e27c7d"""
+
+
+def published_requests(isl: float, osl: float) -> int:
+    """Requests of a published offline run with such lengths."""
+    return next((requests for tokens, requests in PUBLISHED_RUNS if isl + osl <= tokens), 1000)
+
+
 class Flow(NamedTuple):
     """The steady state of one replica."""
 

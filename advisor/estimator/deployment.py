@@ -12,7 +12,7 @@ from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
 from advisor.estimator.drafting import draft_weight_bytes, speculating
 from advisor.estimator.engines import Runtime, runtime_of
-from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, open_loop
+from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, drained, open_loop
 from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
 from advisor.estimator.step_time import step_time
@@ -170,14 +170,14 @@ def _flow(
     if load.rate is not None:
         if load.requests is not None:
             limit = min(limit, math.ceil(load.requests / replicas))
-        return _at_rate(step, load.rate / replicas, limit, isl, osl, tokens, request, notes)
+        return _at_rate(step, load, replicas, limit, isl, osl, tokens, request, notes)
     if load.concurrency is not None:
         wanted = load.concurrency / replicas
         flow = batching.in_flight(step, max(1.0, min(float(limit), wanted)), isl, osl, tokens)
         turns = load.requests / load.concurrency if load.requests else TURNS
         first = closed_loop(step, flow, flow.sequences, isl, tokens, request, turns)
         if wanted > limit:
-            wait = (wanted - limit) * osl / flow.tokens_per_s
+            wait = (wanted - limit) * osl / flow.tokens_per_s * drained(limit / wanted, turns)
             notes.append(f"{wanted:g} requests want a slot, {limit} fit: each waits {wait * 1e3:,.0f} ms for one")
             first = first._replace(slot=wait)
         notes.append(
@@ -188,23 +188,32 @@ def _flow(
         return flow, first
     if load.requests is not None:
         flow = batching.run(step, float(limit), load.requests / replicas, isl, osl, tokens)
+        notes.append(f"offline: a run of {load.requests} requests, the last of which fill only some of the slots")
     else:
         flow = batching.in_flight(step, float(limit), isl, osl, tokens)
     notes.append("offline: TTFT is that of a request once it has a slot")
-    return flow, open_loop(flow, request)
+    return flow, open_loop(step, flow, request)
 
 
 def _at_rate(
-    step: Steps, rate: float, limit: int, isl: float, osl: float, tokens: int, request: float, notes: list[str]
+    step: Steps, load: Load, replicas: int, limit: int, isl: float, osl: float, tokens: int, request: float, notes: list[str]
 ) -> tuple[batching.Flow, FirstToken | None]:
-    """Requests arriving at `rate` a second: the concurrency whose latency x rate is itself (Little's law), by bisection."""
+    """Requests arriving at a rate: the concurrency whose latency x rate is itself (Little's law), by bisection.
+
+    Beyond what is achievable an endless run has no mean; in a finite one requests that find no slot wait for those before them.
+    """
+    assert load.rate is not None
+    rate = load.rate / replicas
     top = batching.in_flight(step, float(limit), isl, osl, tokens)
     best = top.tokens_per_s / osl
     if rate >= best:
-        notes.append(
-            f"saturated: at most {best:.2f} requests/s per replica are achievable, {rate:g} arrive; queues grow without bound"
-        )
-        return top, None
+        said = f"saturated: at most {best:.2f} requests/s per replica are achievable, {rate:g} arrive"
+        if load.requests is None:
+            notes.append(f"{said}; queues grow without bound")
+            return top, None
+        wait = max(0.0, load.requests / replicas - limit) / 2 * (1 / best - 1 / rate)
+        notes.append(f"{said}; of {load.requests} requests in all each waits {wait * 1e3:,.0f} ms for a slot on average")
+        return top, open_loop(step, top, request)._replace(slot=wait)
     low, high = 0.0, float(limit)
     for _ in range(20):
         middle = (low + high) / 2
@@ -214,7 +223,7 @@ def _at_rate(
         else:
             high = middle
     flow = batching.in_flight(step, max(high, 1e-3), isl, osl, tokens)
-    first = open_loop(flow, request)
+    first = open_loop(step, flow, request)
     notes.append(
         f"TTFT: Poisson arrivals: {first.prefill * 1e3:,.0f} ms prefill, {first.waiting * 1e3:,.0f} ms behind the step under "
         f"way and other prompts (M/D/1), {first.request * 1e3:,.0f} ms handling"

@@ -140,6 +140,11 @@ class Speculating(NamedTuple):
         """Ranks that divide the sequences."""
         return self.plain.width
 
+    @property
+    def balance(self) -> float:
+        """As StepTime.balance."""
+        return self.plain.balance
+
     def parts(self, decode: float, context: float, prefill: float, length: float) -> StepParts:
         """One stage's verification step, drafts not counted. Arguments as StepTime.parts; the prompts' attention is added."""
         if decode <= 0:

@@ -48,6 +48,8 @@ class Runtime(NamedTuple):
     cache_share: float
     """of the memory left (TensorRT-LLM) or of all memory (vLLM, SGLang) that is used"""
     shares_left: bool
+    share_grows: bool
+    """whether the engine itself takes a larger share where the weights need it (SGLang chooses mem_fraction_static)"""
     block: int
     """tokens per KV block"""
     tokens: int
@@ -67,9 +69,11 @@ class Runtime(NamedTuple):
     """times that sampling reads or writes the FP32 logits"""
     fmha8: bool
     """whether prompts over an FP8 cache are attended in FP8"""
-    gen_moe: bool
-    """whether NVFP4 experts on several GPUs run NVIDIA's generated Blackwell kernels (moe_backend TRTLLM) rather than CUTLASS;
-    published single-GPU runs fit CUTLASS"""
+    gen_moe: tuple[str, ...]
+    """formats whose experts on several GPUs run NVIDIA's generated Blackwell kernels (moe_backend TRTLLM) rather than CUTLASS
+    or DeepGEMM; published single-GPU runs fit CUTLASS"""
+    quantized_gather: bool
+    """whether tokens are quantized before attention-DP ranks gather them for the experts"""
     logits_rows: int
     """rows of logits that are live at once in the memory reserved for activations"""
     launch: float
@@ -84,11 +88,24 @@ class Runtime(NamedTuple):
     moe8: float
     moe_block: float
     moe4: float
-    """time of this release's kernels relative to those that the tables of profiles/constants measured; of matrix
-    multiplications only the compute-bound part: it also carries the lower clocks under sustained load"""
+    """time of this release's kernels relative to those that the tables of profiles/constants measured (moe4: also of generated
+    kernels in other formats); of matrix multiplications only the compute-bound part: it also carries the lower clocks under
+    sustained load"""
+    block_blackwell: float
+    """the same of FP8 block scales on Blackwell, experts and the rest, their fixed time included"""
     wire_latency: float
     wire_bandwidth: float
-    """the same for collectives: their fixed and mid-size part, and their time per byte"""
+    wire_ring: float
+    """the same for collectives: their fixed and mid-size part, and their time per byte, on switches that add (Hopper's and
+    later) and on those that only pass on"""
+    gathers: bool
+    """whether the experts' buffers hold the tokens of all attention-DP ranks at once (TensorRT-LLM's; vLLM's work in chunks)"""
+    exchange: float
+    """time in which attention-DP ranks exchange tokens over NVLink, relative to all-gather and reduce-scatter: from 1.2
+    TensorRT-LLM's ranks write into each other's memory instead"""
+    balance_steps: float
+    """steps that a prompt waits under attention-DP until the other ranks have prompts too: half of the 60 (timeout_iters) that
+    the published attention_dp_config of TensorRT-LLM's own tables and of InferenceX allow"""
     pcie_latency_us: float
     """of all-reduce over PCIe, per GPU of the ring"""
     pcie_staged_us: float
@@ -114,6 +131,10 @@ class Runtime(NamedTuple):
             return self.gemm_block
         bits = WEIGHT_BITS[weights]
         return self.gemm16 if bits == 16 else self.gemm8 if bits == 8 else self.gemm4
+
+    def slower(self, weights: WeightFormat, fp4: float | None) -> float:
+        """The factor on all of a format's multiplications on a GPU with this FP4 peak (None before Blackwell)."""
+        return self.block_blackwell if weights == "fp8_block" and fp4 else 1.0
 
     def routed(self, weights: WeightFormat) -> float:
         """The factor on experts with weights of this format."""
@@ -145,6 +166,7 @@ def runtime(name: str, version: str, host: str) -> Runtime:
     values["pipeline_us"] *= slower
     values["step_us"] *= slower
     values["waiting_us"] *= slower
+    values["gen_moe"] = tuple(values["gen_moe"])
     return Runtime(name=name, **values)
 
 

@@ -46,16 +46,27 @@ def closed_loop(
 ) -> FirstToken:
     """`clients` clients that each send `turns` requests in turn, all at once at the start; at most as many as fit."""
     opening = 1.0 / max(turns, 1.0)
-    steady = _waiting(flow)
+    steady = _waiting(flow) + step.balance * flow.seconds_per_token
     rounds = max(1.0, clients / step.width)
     each = max(flow.alone, flow.chunks * step.step(clients / 2, isl, min(isl, budget) * step.width, isl))
     burst = (rounds + 1) / 2 * each
     return FirstToken(request, (1 - opening) * flow.first_token, (1 - opening) * steady, opening * burst, 0.0)
 
 
-def open_loop(flow: Flow, request: float) -> FirstToken:
+def drained(fits: float, turns: float) -> float:
+    """Mean wait for a slot in a finite closed loop, relative to that of an endless one.
+
+    fits: share of the clients that have a slot. The queue is as long as in the endless loop until every client has sent its
+    last request, and then shrinks to nothing: 1 - 1/turns of the requests see the first, the others half of the second.
+    """
+    last = 1.0 / max(turns, 1.0)
+    return 1.0 - last + last * (1.0 - fits) / 2
+
+
+def open_loop(step: Steps, flow: Flow, request: float) -> FirstToken:
     """Poisson arrivals at the rate that keeps `flow.sequences` in flight."""
-    return FirstToken(request, flow.first_token, _waiting(flow), burst=0.0, slot=0.0)
+    waiting = _waiting(flow) + step.balance * flow.seconds_per_token
+    return FirstToken(request, flow.first_token, waiting, burst=0.0, slot=0.0)
 
 
 def _waiting(flow: Flow) -> float:

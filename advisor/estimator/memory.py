@@ -144,16 +144,19 @@ def _round(tokens: float, block: int) -> float:
     return math.ceil(tokens / block) * block if block > 1 else tokens
 
 
-def activation_bytes(model: Model, deployment: Deployment, tokens: int, sequences: int) -> float:
+def activation_bytes(model: Model, deployment: Deployment, tokens: int, sequences: int, gathers: bool = False) -> float:
     """Peak live activations of a step of `tokens` tokens and `sequences` logits rows.
 
-    Two residual copies, the widest pair of projections (16 bits), FP32 logits and their softmax.
+    Two residual copies, the widest pair of projections (16 bits), FP32 logits and their softmax. gathers: experts' buffers hold
+    the tokens of all attention-DP ranks at once.
     """
     tp = 1 if deployment.attention_dp else deployment.tensor_parallel
     widest = max(matrix.inputs / (tp if matrix.split == "in" else 1) + matrix.outputs / (tp if matrix.split == "out" else 1)
                  for matrix in matrices(model) if matrix.group in ("attention", "mlp", "shared", "recurrent"))  # fmt: skip
     if model.moe is not None:
-        routed = model.moe.active * (model.hidden + 3 * model.moe.intermediate / deployment.tensor_parallel)
+        gathered = deployment.tensor_parallel if deployment.attention_dp and gathers else 1
+        width = model.moe.intermediate * gathered / deployment.tensor_parallel
+        routed = gathered * model.moe.active * (model.hidden + 3 * width)
         widest = max(widest, 2.0 * model.hidden + routed)
     return 2.0 * tokens * (2 * model.hidden + widest) + 8.0 * sequences * model.vocab / tp
 
@@ -162,7 +165,8 @@ def parts(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine, max_nu
     """The memory ledger of one GPU of one replica."""
     weights = weight_bytes(model, deployment)
     host = runtime_of(engine, gpu.id)
-    activations = activation_bytes(model, deployment, max_num_tokens, min(max_batch, host.logits_rows))
+    rows = min(max_batch, host.logits_rows)
+    activations = activation_bytes(model, deployment, max_num_tokens, rows, host.gathers)
     runtime = host.runtime_gib * GIB + (COLLECTIVE_BYTES if ranks(deployment) > 1 else 0.0)
     capacity = gpu.memory_gib * GIB if gpu.memory_gib is not None else None
     cache = None
@@ -172,6 +176,8 @@ def parts(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine, max_nu
             cache = left * host.cache_share if left > 0 else left
         else:
             cache = capacity * host.cache_share - weights - activations - runtime
+            if cache <= 0 and host.share_grows:
+                cache = capacity - weights - activations - runtime
     tp, pp = (1 if deployment.attention_dp else deployment.tensor_parallel), deployment.pipeline_parallel
     heads = 1.0 if model.mla is not None else math.ceil(model.kv_heads / tp) / model.kv_heads
     mine = heads * (math.ceil(model.layers / pp) / model.layers)

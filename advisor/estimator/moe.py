@@ -5,6 +5,9 @@
     touched = E (1 - exp(-al M k / E)): the experts that M tokens with k choices each wake up
     rows = M min(k / ep^(1-be), local): the choices that land on the busiest of ep ranks
 
+Shapes (hidden, width, experts) that the tables hold have two factors of their own: on t0 and B, measured at few tokens, and on
+C and the last term, measured at many.
+
 Constants per GPU and format in profiles/constants.
 """
 
@@ -39,6 +42,8 @@ class Experts(NamedTuple):
     power: float
     inverse: float
     token_time: float
+    form: str
+    """the kernel, as in profiles/constants"""
 
     def seconds(self, m: float) -> float:
         """Time of M tokens (of all ranks that share the experts)."""
@@ -63,7 +68,7 @@ def experts(
     if unit == "bf16" and op == "mxfp4" and (constants.peaks.get("fp4") or 0) > 0 and "mxfp4_fp8" in constants.ops["moe"]:
         op, unit = "mxfp4_fp8", "fp8"
     table = constants.ops["moe"]
-    if host.gen_moe and ep * tp > 1 and f"{op}_gen" in table:
+    if op in host.gen_moe and ep * tp > 1 and f"{op}_gen" in table:
         op = f"{op}_gen"
     if op not in table or not constants.peaks.get(unit):
         op, unit = "bf16", "bf16"
@@ -74,16 +79,19 @@ def experts(
     elements = (3 if model.gated_mlp else 2) * hidden * width
     local = moe.experts / ep
     choices = min(moe.active / ep ** (1 - vector["be"]), moe.active, local)
-    factor = host.routed(weights)
+    few, many = vector.get("shapes", {}).get(f"{hidden}x{moe.intermediate}x{moe.experts}", (1.0, 1.0))
+    slower = host.slower(weights, constants.peaks.get("fp4"))
+    factor = host.moe4 if op.endswith("_gen") else slower * host.routed(weights)
     return Experts(
-        t0=host.launch * (vector["t0_us"] * 1e-6 + vector["t1_ns"] * 1e-9 * local),
+        t0=few * slower * host.launch * (vector["t0_us"] * 1e-6 + vector["t1_ns"] * 1e-9 * local),
         choices=choices,
         local=local,
         wake=vector["al"] * moe.active / moe.experts,
         pad=vector["pad"],
-        row_time=factor * 2 * elements / (peak * vector["ec"]),
-        expert_time=factor * elements * bits / 8 / (constants.bandwidth * vector["eb"]),
+        row_time=many * factor * 2 * elements / (peak * vector["ec"]),
+        expert_time=few * factor * elements * bits / 8 / (constants.bandwidth * vector["eb"]),
         power=vector["p"],
         inverse=1 / vector["p"],
-        token_time=factor * vector["q"] * 2.0 * hidden / constants.bandwidth,
+        token_time=many * factor * vector["q"] * 2.0 * hidden / constants.bandwidth,
+        form=op,
     )

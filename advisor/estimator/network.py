@@ -45,8 +45,10 @@ def all_reduce(constants: Constants, n: int, host: Runtime) -> Collective:
 
 
 def all_gather(constants: Constants, n: int, host: Runtime) -> Collective:
-    """All-gather or reduce-scatter over n GPUs; bytes are those of the whole result."""
-    return _collective(constants, "all_gather", n, 1.0, host)
+    """All-gather or reduce-scatter over n GPUs, or what replaces them; bytes are those of the whole result."""
+    found = _collective(constants, "all_gather", n, 1.0, host)
+    share = host.exchange if constants.link != "pcie" else 1.0
+    return Collective(found.t0 * share, found.byte_time * share, found.t1 * share, found.b1)
 
 
 def _collective(constants: Constants, op: str, n: int, passes: float, host: Runtime) -> Collective:
@@ -61,7 +63,7 @@ def _collective(constants: Constants, op: str, n: int, passes: float, host: Runt
     vector = table[key]
     return Collective(
         vector["t0_us"] * 1e-6 * host.wire_latency,
-        host.wire_bandwidth / (vector["gb_s"] * 1e9),
+        (host.wire_ring if constants.gpu == AMPERE else host.wire_bandwidth) / (vector["gb_s"] * 1e9),
         vector["t1_us"] * 1e-6 * host.wire_latency,
         vector["b1_mb"] * 1e6,
     )

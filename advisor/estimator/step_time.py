@@ -21,6 +21,9 @@ from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, mat
 from advisor.estimator.sparse import TOP, Indexer, indexer
 from advisor.types import Deployment, Engine, Model
 
+SENT = {"fp8": 8 / 16, "nvfp4": 4.5 / 16, "nvfp4_gen": 4.5 / 16, "mxfp4_fp8": 8.25 / 16}
+"""activations that TensorRT-LLM quantizes before it gathers them (tensorrt_llm/_torch/modules/fused_moe/fused_moe_cutlass.py,
+release 1.1: "gather inputs from other parallel ranks" stands after the quantization of x)"""
 ELEMENT_EFFICIENCY = 0.8
 """bandwidth share that an element-wise kernel reaches: aiconfigurator-core 0.12.0 systems/*.yaml"""
 MOST_KNOWN = 64
@@ -60,6 +63,8 @@ class StepTime:
     moe_layers: float
     reduce: Collective
     gather: Collective
+    sent: float
+    """of 16 bits per element, what tokens take on their way to other ranks' experts"""
     collectives: float
     hidden_bytes: float
     layers: float
@@ -79,6 +84,8 @@ class StepTime:
     overlap: float
     width: int
     """ranks that divide the sequences (attention-DP), else 1"""
+    balance: float
+    """steps that a prompt waits for the other attention-DP ranks'"""
     stages: int
     stage_copy: float
     """seconds per byte from one pipeline stage to the next"""
@@ -120,7 +127,7 @@ class StepTime:
         routed = 0.0
         if self.moe is not None:
             routed = self.moe.seconds(tokens) * self.moe_layers
-            wire += 2 * self.gather.seconds(size) * self.moe_layers
+            wire += (self.gather.seconds(size * self.sent) + self.gather.seconds(size)) * self.moe_layers
         if self.stages > 1:
             wire += size * self.stage_copy
         element = self.gaps + self.layers * rows * self.hidden_bytes * self.element_byte_time
@@ -185,6 +192,7 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
         moe_layers=moe_layers / pp,
         reduce=all_reduce(constants, tp, host) if width == 1 else NONE,
         gather=all_gather(constants, tp, host) if width > 1 else NONE,
+        sent=SENT.get(routed.form, 1.0) if routed is not None and host.quantized_gather else 1.0,
         collectives=(model.attention_layers + model.mlp_layers) / pp if width == 1 else 0.0,
         hidden_bytes=2.0 * model.hidden,
         layers=model.layers / pp,
@@ -205,6 +213,7 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
         host_waiting=host.waiting_us * 1e-6,
         overlap=host.overlap,
         width=width,
+        balance=host.balance_steps if width > 1 else 0.0,
         stages=pp,
         stage_copy=1.0 / (constants.link_bytes or 32e9),
     )
