@@ -257,7 +257,7 @@ def _students(page: Page, report: Report) -> list[str]:
         titles = [[head[0] for head in heads], [head[1] for head in heads]]
         sizes = [max(len(row[i]) for row in (*titles, *(cells for _, cells in body))) + 2 for i in range(len(heads))]
         label = page.width - len(INDENT) - sum(sizes)
-        lines += [page.style("dim", INDENT + " " * label + _cells(row, sizes)) for row in titles]
+        lines += [page.style("dim", (INDENT + " " * label + _cells(row, sizes)).rstrip()) for row in titles]
         for text, cells in body:
             lines += page.wrap(text) if len(text) > label else []
             lines.append(f"{INDENT}{'' if len(text) > label else text:<{label}}{_cells(cells, sizes)}")
