@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,13 @@ def test_vllm_on_a_gpu_keeps_its_formats(folder: Path) -> None:
     assert made.command[1:5] == ("-m", "vllm.entrypoints.cli.main", "serve", str(folder))
     assert given["--kv-cache-dtype"] == "fp8"
     assert "--gpu-memory-utilization" in given and "--dtype" not in given
+    assert "--max-model-len" not in given  # 0.11 cannot fit it to the cache
+    later = vllm_engine.launch(report.plan, Deployment(), report.profile, replace(CUDA, version="0.20.1"))
+    assert later.command[later.command.index("--max-model-len") + 1] == "auto"
+    assert made.environment["HF_HUB_OFFLINE"] == "1"
+    hub = Speculation(method="eagle3", draft_model="someone/eagle3-of-it")
+    drafting = vllm_engine.launch(report.plan, Deployment(speculation=hub), report.profile, CUDA)
+    assert "HF_HUB_OFFLINE" not in drafting.environment  # its weights are fetched
 
 
 @pytest.mark.parametrize(

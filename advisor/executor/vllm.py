@@ -17,6 +17,10 @@ from advisor.executor.site import HOST, PORT, Site, switch_off
 from advisor.types import Deployment, Engine, Plan, Profile, Speculation
 
 SCHEDULE_SINCE = (0, 24)
+FITTING_SINCE = (0, 14)
+"""--max-model-len auto: the model's context, or as much of it as the cache holds, where an engine without it would not start
+(vllm-project/vllm pull 29431, merged in December 2025)"""
+MAX_LENGTH = "--max-model-len"
 MEMORY_SHARE = 0.9
 """--gpu-memory-utilization: what the estimate counts on (profiles/constants); vLLM's own default is 0.92 in 0.32"""
 
@@ -48,6 +52,8 @@ def serve_arguments(plan: Plan, profile: Profile, site: Site, *, host: str = HOS
         groups.append(("--max-num-seqs", str(math.ceil(deployment.max_batch_size / ranks_apart))))
     if deployment.max_num_tokens is not None:
         groups.append(("--max-num-batched-tokens", str(deployment.max_num_tokens)))
+    if _version(profile.engine) >= FITTING_SINCE:
+        groups.append((MAX_LENGTH, "auto"))
     groups.append(("--kv-cache-dtype", "fp8" if deployment.kv_cache == "fp8" else "auto"))
     groups.append(("--gpu-memory-utilization", str(MEMORY_SHARE)))
     why = reasons(plan)
@@ -81,7 +87,10 @@ def why_of(plan: Plan) -> dict[str, str]:
         "--speculative-config": "speculation",
     }
     found = {option: why.get(field, "plan") for option, field in fields.items()}
-    return found | {"--gpu-memory-utilization": "what the estimate counts on"}
+    return found | {
+        "--gpu-memory-utilization": "what the estimate counts on",
+        MAX_LENGTH: "the model's context, or as much of it as the cache holds",
+    }
 
 
 def notes(plan: Plan, engine: Engine) -> list[str]:
@@ -110,8 +119,11 @@ def notes(plan: Plan, engine: Engine) -> list[str]:
 
 def _has_schedule(deployment: Deployment, engine: Engine) -> bool:
     """num_speculative_tokens_per_batch_size: vllm-project/vllm pull 32374, in 0.24; refused with data parallelism."""
-    numbers = tuple(int(part) for part in re.findall(r"\d+", engine.version)[:2])
-    return numbers >= SCHEDULE_SINCE and not deployment.attention_dp
+    return _version(engine) >= SCHEDULE_SINCE and not deployment.attention_dp
+
+
+def _version(engine: Engine) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", engine.version)[:2])
 
 
 def _speculation(deployment: Deployment, speculation: Speculation, engine: Engine) -> dict[str, Any]:

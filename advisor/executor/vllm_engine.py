@@ -87,14 +87,18 @@ def launch(
     if deployment.replicas > 1:
         notes.append(f"one of {deployment.replicas} replicas is served, with its share of the load")
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    rest = [part for group in groups[1:] for part in group if group[0] != "--gpu-memory-utilization" or not installed.cpu]
+    given = [
+        group for group in groups[1:] if not installed.cpu or group[0] not in ("--gpu-memory-utilization", vllm.MAX_LENGTH)
+    ]
+    rest = [part for group in given for part in group]
     if installed.cpu:
         environment |= {"VLLM_CPU_KVCACHE_SPACE": CPU_CACHE_GIB, "CUDA_VISIBLE_DEVICES": ""}
         rest += ["--dtype", "bfloat16", "--max-model-len", str(_longest(profile))]
         if "--enforce-eager" not in rest:
             rest.append("--enforce-eager")
         notes.append(f"vLLM's CPU build: no CUDA graphs, a KV cache of {CPU_CACHE_GIB} GiB")
-    if Path(model).is_dir():
+    draft = deployment.speculation.draft_model if deployment.speculation is not None else None
+    if all(Path(name).is_dir() for name in (model, draft) if name is not None):
         environment |= {"HF_HUB_OFFLINE": "1"}
     if checkpoint is not None:
         rest += tokenizer_of(checkpoint, profile)
