@@ -149,7 +149,7 @@ def _container(document: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["job.yaml", "watch.yaml"])
+@pytest.mark.parametrize("name", ["job.yaml", "watch.yaml", "apply.yaml"])
 def test_manifests_are_safe_and_whole(name: str) -> None:
     document = _yaml(f"kubernetes/{name}")
     container = _container(document)
@@ -181,6 +181,25 @@ def test_the_jobs_arguments_work(shell: Any) -> None:
     status, out, err = shell('advise "$@"', "bash", *watch)
     rounds = [json.loads(line) for line in out.splitlines()]
     assert status == 1 and len(rounds) == 2 and all(one["problem"] for one in rounds), err
+
+
+def test_the_job_that_applies_says_what_the_command_takes() -> None:
+    """The command itself is run with a real model, policy and S3 server in test_delivery.py."""
+    from advisor.cli.apply_command import command
+    from advisor.reasoner.policing import check_places
+
+    job = _yaml("kubernetes/apply.yaml")
+    container = _container(job)
+    name, *words = container["args"]
+    parsed, rest, _ = command.make_parser(click.Context(command)).parse_args(words)
+    assert name == "apply" and rest == [] and parsed["auto"] and parsed["replace"]
+    check_places(tuple(parsed["publish"]), read_policy(EXAMPLES / "advise.yaml"))
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert all(
+        any(parsed[one].startswith(f"{mount}/") for mount in mounts) for one in ("model", "policy", "calibration", "out")
+    )
+    failing = job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert failing["containerName"] == container["name"] and failing["values"] == [1, 2, 3, 4]
 
 
 def test_the_workflows_container_command_works(shell: Any) -> None:

@@ -99,6 +99,7 @@ def test_an_empty_file_limits_nothing(tmp_path: Path) -> None:
         ("spend: {gpu_hour: 3}\n", 1, 9, "gpu_hour", "did you mean gpu_hours"),
         ("training: unask\n", 1, 11, "unask", "did you mean"),
         ("training: no\n", 1, 11, "no", "never, ask, unasked"),
+        ("tell: [our-org/*]\n", 1, 8, "our-org/*", "with its scheme"),
         ("rules: nowhere\n", 1, 8, "nowhere", "there is no folder"),
         (
             "suppress:\n  - {rule: launch-bound/cuda-graph, reason: r, until: 2027-01-01}\n",

@@ -42,6 +42,7 @@ TRAINING = ("never", "ask", "unasked")
 FIELDS = tuple(name for name in Deployment.model_fields if name != "keep_high_precision")
 METRICS = ("perplexity", "kl", "top1", "command")
 ENGINES = get_args(Engine.model_fields["name"].annotation)
+PLACE = re.compile(r"\*$|[a-z][a-z0-9+.-]*://.")
 VERSION = re.compile(r"(>=|<=|==|>|<)?\s*[0-9*][0-9A-Za-z.*+-]*")
 
 
@@ -94,7 +95,7 @@ class _Reader:
                 **limits,
                 **spend,
                 "training": training,
-                "tell": tuple(source.text(item, "a place to tell") for item in source.items(nodes.get("tell"), "tell")),
+                "tell": tuple(self._place(item) for item in source.items(nodes.get("tell"), "tell")),
                 "rules": overlay,
                 "suppress": tuple(self._suppressions(nodes.get("suppress"), known)),
                 "lines": self.lines,
@@ -128,6 +129,13 @@ class _Reader:
             hint = did_you_mean(pattern, known) or "`advise rules list` lists them"
             self.source.report(node, f"no rule is called {pattern!r}", hint)
         self._note(f"{key} {pattern}", node)
+        return pattern
+
+    def _place(self, node: Node) -> str:
+        pattern = self.source.text(node, "a place to tell")
+        if pattern and not PLACE.match(pattern):
+            hint = 'a place with its scheme: "hf://our-org/*", "s3://bucket/models/*", or "*" for every place'
+            self.source.report(node, f"no place is called {pattern!r}", hint)
         return pattern
 
     def _fields(self, node: Node) -> Iterator[tuple[str, tuple[Scalar, ...]]]:
