@@ -117,6 +117,11 @@ def serve(
     order = Order(out=work, python=engine_python, bounds=Bounds(seconds=seconds), texts=texts, aiperf=aiperf.find())
     try:
         found = _check(report, ways, order, machine, tell)
+    except NotPossible as error:
+        if wanted:
+            raise
+        why = f"not run: {error.what.removeprefix('not run: ')}"
+        return Served(_steps(report, passed, why), summary=f"Not served: {why.removeprefix('not run: ')}.")
     except (EngineFailed, NotMeasured, ClientFailed) as error:
         said = f"{error.what} ({error.where}); {error.hint}"
         change = Change(rule=PLAN, action="measure", gate="failed" if judged else "not run", detail=said)

@@ -171,6 +171,17 @@ def test_what_cannot_be_measured_is_told_in_three_lines(user: User) -> None:
     assert "Give a report" in user.advise("measure", status=2)
 
 
+def test_more_requests_at_once_than_our_client_keeps_are_not_measured_with_fewer(user: User, stand_in: Server) -> None:
+    file = user.plan()
+    content = json.loads(file.read_text())
+    content["profile"]["traffic"]["concurrency"] = 2000.0 * content["plan"]["deployment"]["replicas"]
+    file.write_text(json.dumps(content))
+    text = user.advise(
+        "measure", str(file), "--url", stand_in.url, "--own-client", "--out", str(user.folder / "none"), status=1
+    )
+    assert "not run: 2,000 requests at once, the advisor's own client keeps 1,024" in text and "aiperf" in text
+
+
 # ---------------------------------------------------------------- vLLM on this CPU, where it is installed
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from advisor.errors import NotPossible
 from advisor.executor import aiperf, tensorrt_llm_engine, vllm_engine
 from advisor.executor.engines import Launch, Server, serving
-from advisor.executor.load import Admission, Request, gaps, make_requests
+from advisor.executor.load import MOST_THREADS, Admission, Request, gaps, make_requests
 from advisor.executor.measuring import Arm, Bounds, Measured, ReadMetrics, figures_of, interval, measure
 from advisor.executor.verifying import change_of, verify
 from advisor.types import Change, Deployment, Estimate, Goal, Interval, Plan, Profile
@@ -183,6 +183,12 @@ def _arm(way: Way, server: Server, profile: Profile, order: Order, program: str 
     """aiperf where it is there and can admit requests so, our own client otherwise."""
     admission, slots = _admission(way, profile, order), slots_of(way, profile)
     if program is None or admission != "in-flight":
+        if admission != "arrivals" and slots > MOST_THREADS:
+            raise NotPossible(
+                f"not run: {slots:,} requests at once, the advisor's own client keeps {MOST_THREADS:,}",
+                where="traffic.concurrency",
+                hint="install aiperf, or plan for more replicas",
+            )
         return Arm(way.what, server, admission, slots)
     tokenizer = str(profile.model.folder or way.checkpoint or profile.model.name)
     return Arm(way.what, server, admission, slots, aiperf.sender(program, tokenizer), "aiperf")
