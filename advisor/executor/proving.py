@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from advisor.executor.decoding import Drafter, LookupDrafter, ModelDrafter, Reader, chances, decode, speculate
@@ -71,42 +72,47 @@ class Sampling:
 def prove_greedy(desk: Desk, answers: Sequence[Answer], method: SpeculationMethod, head: Drafter | None = None) -> Identity:
     """Decode the first answers plainly and with a draft, and compare them token by token. head: what drafts for "eagle3"."""
     order, some = desk.order, answers[: desk.order.proofs]
+    asked = {"draft": desk.draft_hash(), "method": method, "draft_len": order.draft_len, "most": order.answer_tokens}
+    asked |= {"engine": order.engine, "head": head is not None}
+    tick, found = desk.progress.track(f"decoding with {method}", len(some)), []
+    for done, one in enumerate(some, 1):
+        made = partial(_decode_twice, desk, one, method, head)
+        found.append(desk.stage("greedy", order.target, {**asked, "prompt": one.prompt}, made))
+        tick(done)
+    tokens, steps = (sum(each[name] for each in found) for name in ("tokens", "steps"))
+    cost = None if head is not None else desk.stage("cost", order.target, asked, partial(_step_cost, desk, method, some[0]))
+    return Identity(
+        method=method,
+        draft_len=order.draft_len,
+        answers=len(some),
+        identical=sum(each["gap"] is None for each in found),
+        tokens=tokens,
+        steps=steps,
+        drafted_seconds=sum(each["drafted"] for each in found),
+        plain_seconds=sum(each["plain"] for each in found),
+        gap=min((each["gap"] for each in found if each["gap"] is not None), default=None),
+        predicted_gain=None if cost is None else tokens / steps / cost["ratio"],
+        bits=found[0]["bits"],
+    )
 
-    def make() -> dict[str, Any]:
-        target, tick = desk.model(order.target), desk.progress.track(f"decoding with {method}", len(some))
-        found: dict[str, Any] = {"identical": 0, "tokens": 0, "steps": 0, "drafted_seconds": 0.0, "plain_seconds": 0.0}
-        gaps = []
-        speculate(target, head or _drafter(desk, method), some[0].prompt, order.draft_len + 2, frozenset(), order.draft_len)
-        for done, one in enumerate(some, 1):  # the line above warms what is paid for once
-            began = _clock(target)
-            plain = decode(target, one.prompt, order.answer_tokens, desk.stops())
-            found["plain_seconds"] += _clock(target) - began
-            began = _clock(target)
-            drafter = head or _drafter(desk, method)
-            made = speculate(target, drafter, one.prompt, order.answer_tokens, desk.stops(), order.draft_len)
-            found["drafted_seconds"] += _clock(target) - began
-            found["tokens"] += len(made.text) - 1
-            found["steps"] += made.steps
-            found["identical"] += made.text == plain.text
-            if made.text != plain.text:
-                gaps.append(_gap(target, one.prompt, plain.text, made.text))
-            tick(done)
-        cost = None if head is not None else _step_cost(desk, method, some[0])
-        return found | {
-            "method": method,
-            "draft_len": order.draft_len,
-            "answers": len(some),
-            "bits": 8 * next(target.parameters()).element_size(),
-            "gap": min(gaps, default=None),
-            "predicted_gain": None if cost is None else found["tokens"] / found["steps"] / cost,
-        }
 
-    inputs = {
-        "draft": desk.draft_hash(), "method": method, "draft_len": order.draft_len, "most": order.answer_tokens,
-        "prompts": [one.prompt for one in some], "engine": order.engine,
-    }  # fmt: skip
-    value = desk.stage("greedy", order.target, inputs, make)
-    return Identity(**{name: value[name] for name in Identity.__dataclass_fields__})
+def _decode_twice(desk: Desk, one: Answer, method: SpeculationMethod, head: Drafter | None) -> dict[str, Any]:
+    """One answer plainly and with a draft; "gap" is None where they are identical."""
+    order, target = desk.order, desk.model(desk.order.target)
+    speculate(target, head or _drafter(desk, method), one.prompt, 3, frozenset(), order.draft_len)  # what is paid for once
+    began = _clock(target)
+    plain = decode(target, one.prompt, order.answer_tokens, desk.stops())
+    between = _clock(target)
+    drafter = head or _drafter(desk, method)
+    made = speculate(target, drafter, one.prompt, order.answer_tokens, desk.stops(), order.draft_len)
+    return {
+        "plain": between - began,
+        "drafted": _clock(target) - between,
+        "tokens": len(made.text) - 1,
+        "steps": made.steps,
+        "gap": None if made.text == plain.text else _gap(target, one.prompt, plain.text, made.text),
+        "bits": 8 * next(target.parameters()).element_size(),
+    }
 
 
 def prove_sampling(desk: Desk, answers: Sequence[Answer]) -> Sampling:
@@ -149,8 +155,8 @@ def _drafter(desk: Desk, method: SpeculationMethod) -> Drafter:
     return ModelDrafter(desk.model(desk.order.draft))
 
 
-def _step_cost(desk: Desk, method: SpeculationMethod, one: Answer) -> float:
-    """A speculative step over a plain one, on this machine: the drafts and their verification, timed by themselves."""
+def _step_cost(desk: Desk, method: SpeculationMethod, one: Answer) -> dict[str, Any]:
+    """ "ratio": a speculative step over a plain one on this machine, drafts and verification timed by themselves."""
     text, draft_len = [*one.prompt, *one.text], desk.order.draft_len
     target = desk.model(desk.order.target)
     verify = _seconds(target, text, min(draft_len + 1, len(text) - 1))
@@ -158,7 +164,7 @@ def _step_cost(desk: Desk, method: SpeculationMethod, one: Answer) -> float:
     if method == "draft":
         assert desk.order.draft is not None
         draft = draft_len * _seconds(desk.model(desk.order.draft), text, 1)
-    return (verify + draft) / _seconds(target, text, 1)
+    return {"ratio": (verify + draft) / _seconds(target, text, 1)}
 
 
 def _clock(model: Any) -> float:
