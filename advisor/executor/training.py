@@ -1,7 +1,7 @@
 """Training a causal LM on token sequences, so that a killed run goes on and ends with the weights of an undisturbed one.
 
-Sequences go through one at a time and gradients add up over a batch: nothing is padded, and the memory is that of one
-sequence. Weights are trained in 32 bits (a step of 1e-5 is lost in a 16-bit weight) and get their own width back at the end.
+Nothing is padded: sequences of one length go through together as far as memory should bear it, and gradients add up over a
+batch. Weights are trained in 32 bits (a step of 1e-5 is lost in a 16-bit weight) and get their own width back at the end.
 Of a quantized model the weights are trained through their rounding; its scales are buffers, and stay as calibrated.
 """
 
@@ -25,6 +25,8 @@ from advisor.executor.progress import Progress
 
 FIRST = 3
 """steps, after one that warms caches, by which the whole is timed"""
+AT_ONCE = 512
+"""tokens that go through together, where several sequences do: their logits are in memory several times over"""
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,14 @@ def train(
     progress: Progress,
     validate: Callable[[Any], float] | None = None,
     max_seconds: float | None = None,
+    settle: Callable[[Any], None] | None = None,
 ) -> Trained:
     """Train a model in place; it is left with the weights of the best validation, or of the last step without one.
 
     name: of the journal's stages and of the checkpoints' folder. inputs: what the model was made from and the objective, as
     plain data: a checkpoint of other inputs is not found. validate: lower is better; it sees the model in evaluation mode.
-    max_seconds: of steps; training stops there with what it has. Raises FileProblem.
+    max_seconds: of steps; training stops there with what it has. settle: what is done to the trained model while it is in 32
+    bits still. Raises FileProblem.
     """
     key = {**inputs, "settings": asdict(settings), "sequences": digest(list(sequences))}
     with _in_full_width(model):
@@ -123,6 +127,8 @@ def train(
                 loop.checkpoint(validate, progress)
         if loop.now.best != loop.now.step:
             loop.load(loop.now.best)
+        if settle is not None:
+            settle(model)
         return loop.now
 
 
@@ -145,6 +151,14 @@ def read_trained(value: Mapping[str, Any]) -> Trained:
     pairs = tuple((int(at), float(least)) for at, least in value["validations"])
     known = {one.name: value[one.name] for one in fields(Trained)}
     return Trained(**{**known, **tuples, "validations": pairs})
+
+
+def grouped(batch: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """The sequences of a batch in groups of one length, at most AT_ONCE tokens together unless it is a single one."""
+    for length in sorted({len(one) for one in batch}):
+        same = [one for one in batch if len(one) == length]
+        size = max(1, AT_ONCE // length)
+        yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
 class _Loop:
@@ -172,8 +186,10 @@ class _Loop:
         self.model.train()
         device = next(iter(self.weights.values())).device
         total = 0.0
-        for sequence in batch:
-            loss = objective(self.model, torch.tensor([sequence], device=device)) / len(batch)
+        for together in grouped(batch):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # a CPU gains nothing by it
+                mean = objective(self.model, torch.tensor(together, device=device))
+            loss = mean * len(together) / len(batch)
             loss.backward()
             total += float(loss.detach())
         for group in self.optimizer.param_groups:
