@@ -10,12 +10,12 @@ from advisor.estimator import batching
 from advisor.estimator.answer import Case, answer, only_memory, too_large
 from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
-from advisor.estimator.drafting import draft_weight_bytes, speculating
+from advisor.estimator.drafting import Speculating, draft_weight_bytes, speculating
 from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, drained, open_loop
 from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
-from advisor.estimator.step_time import step_time
+from advisor.estimator.step_time import StepTime, step_time
 from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model
 
 DEFAULT_TOKENS = 8192
@@ -66,6 +66,13 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     assert ready.constants is not None and ready.spread is not None
     case = Case(model, deployment, load, ready.constants, memory, step, ready.spread)
     return answer(case, flow, first, most, busy_replicas(deployment, load), notes)
+
+
+def plain_step(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> StepTime | None:
+    """The step times of a deployment without speculation; None when the GPU's speed is not known. Raises NotPossible."""
+    step = _prepare(model, gpu, deployment, engine).step
+    assert not isinstance(step, Speculating)
+    return step
 
 
 def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:

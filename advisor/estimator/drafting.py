@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from advisor.errors import NotPossible
 from advisor.estimator.acceptance import acceptance_of, expected_tokens, published
+from advisor.estimator.remembering import by_identity
 from advisor.estimator.shapes import bits_per_element, is_quantized, matrices
 from advisor.estimator.step_time import StepParts, StepTime
 from advisor.types import Deployment, Model, Speculation, WeightFormat
@@ -64,21 +65,9 @@ def params_in_name(name: str) -> int | None:
     return round(float(plain[1]) * (1e9 if plain[2].upper() == "B" else 1e6)) if plain else None
 
 
-_READ: dict[tuple[int, WeightFormat], tuple[Model, float]] = {}
-_MOST_READ = 256
-
-
+@by_identity(256)
 def active_bytes(model: Model, weights: WeightFormat) -> float:
     """Bytes of weights that a decode step of one sequence reads (embedding rows left out, experts by those it is routed to)."""
-    known = _READ.get((id(model), weights))  # the entry keeps the model alive, so its id cannot be taken by another
-    if known is None:
-        if len(_READ) >= _MOST_READ:
-            _READ.clear()
-        known = _READ[id(model), weights] = model, _active_bytes(model, weights)
-    return known[1]
-
-
-def _active_bytes(model: Model, weights: WeightFormat) -> float:
     total = 0.0
     for matrix in matrices(model):
         if matrix.group in ("embedding", "other"):
@@ -152,6 +141,8 @@ class Speculating(NamedTuple):
         drafted = decode * self.draft_len
         rows = drafted + (prefill / length if prefill else 0.0)
         made = self.verify.parts(decode, context, drafted + prefill, (drafted + prefill) / rows if rows else 1.0)
+        if prefill <= 0:
+            return made
         prompts = sum(times * op.prefill(prefill / self.width, length) for op, times in self.plain.groups)
         return made._replace(attention=made.attention + prompts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import Literal, NamedTuple
 
+from advisor.estimator.remembering import by_identity
 from advisor.types import Model, WeightFormat
 
 Group = Literal["attention", "mlp", "shared", "experts", "router", "recurrent", "embedding", "lm_head", "other"]
@@ -42,21 +43,9 @@ class Matrix(NamedTuple):
         return self.inputs * self.outputs * self.layers * self.experts
 
 
-_KNOWN: dict[int, tuple[Model, tuple[Matrix, ...]]] = {}
-_MOST_KNOWN = 64
-
-
+@by_identity(64)
 def matrices(model: Model) -> tuple[Matrix, ...]:
     """Every matrix of the model; what Model.params counts beyond them is one "other" entry (vision towers, norms, biases)."""
-    known = _KNOWN.get(id(model))  # the entry keeps the model alive, so its id cannot be taken by another
-    if known is None:
-        if len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.clear()
-        known = _KNOWN[id(model)] = model, _matrices(model)
-    return known[1]
-
-
-def _matrices(model: Model) -> tuple[Matrix, ...]:
     found = [*_attention(model), *_mlp(model)]
     if model.recurrent is not None:
         found.append(_recurrent(model))

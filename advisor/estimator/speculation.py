@@ -9,13 +9,13 @@ from advisor.estimator.acceptance import Acceptance, acceptance_of, published
 from advisor.estimator.acceptance import acceptance_rate as acceptance_rate
 from advisor.estimator.acceptance import expected_tokens as expected_tokens
 from advisor.estimator.acceptance import prior as prior
-from advisor.estimator.constants import constants_of
-from advisor.estimator.deployment import estimate
+from advisor.estimator.deployment import estimate, plain_step
 from advisor.estimator.drafting import LONGEST_DRAFT, Speculating, params_in_name, with_draft
 from advisor.estimator.drafting import draft_cost_ratio as draft_cost_ratio
 from advisor.estimator.memory import parameter_count
-from advisor.estimator.step_time import StepTime, step_time
-from advisor.types import Deployment, Engine, Gpu, Load, Model, Speculation, SpeculationMethod
+from advisor.estimator.remembering import by_identity
+from advisor.estimator.step_time import StepTime
+from advisor.types import Deployment, Engine, Gpu, Load, Model, Speculation, SpeculationMethod, WeightFormat
 
 METHODS: tuple[SpeculationMethod, ...] = ("mtp", "eagle3", "draft", "ngram")
 
@@ -58,12 +58,12 @@ class Gain(NamedTuple):
     """largest number of requests in flight (over all replicas) at which it still gains; 0: at none"""
 
 
-class _Best(NamedTuple):
-    """The draft length of a method that gains most."""
+class _Offer(NamedTuple):
+    """A draft of one length with its typical acceptance, before the steps of a deployment."""
 
-    gain: float
     speculation: Speculation
     acceptance: Acceptance
+    step: Speculating
 
 
 def outlook(
@@ -83,31 +83,39 @@ def best(
     methods: tuple[SpeculationMethod, ...] = METHODS,
 ) -> Outlook | None:
     """The outlook of largest gain among the methods, whether it gains or not; None when none of them is there."""
-    offered = [(method, drafts) for method in methods for drafts in [_candidates(model, method)] if drafts]
+    offered = [method for method in methods if _candidates(model, method)]
     setting = setting_of(model, gpu, deployment, load, engine) if offered else None
     if setting is None:
         return None
-    found = max((_best_draft(setting, model, *each) for each in offered), key=lambda each: each.gain)
+    gain, found = max((_best_offer(setting, model, method) for method in offered), key=lambda each: each[0])
     low, high = (
         _drafted(setting, model, found.speculation.model_copy(update={"acceptance": rate})).gain(setting.batch, setting.context)
         for rate in (found.acceptance.low, found.acceptance.high)
     )
-    turn = _turn(setting, model, found.speculation)
+    turn = break_even(found.step, setting.context, setting.most) * setting.deployment.replicas
     chosen = found.speculation.model_copy(update={"max_concurrency": turn or None})
-    return Outlook(chosen, found.gain, low, high, turn, found.acceptance)
+    return Outlook(chosen, gain, low, high, turn, found.acceptance)
 
 
-def _best_draft(setting: Setting, model: Model, method: SpeculationMethod, drafts: list[Speculation]) -> _Best:
-    """The first of the method's drafts that gain most."""
-    found: _Best | None = None
-    for draft in drafts:
+def _best_offer(setting: Setting, model: Model, method: SpeculationMethod) -> tuple[float, _Offer]:
+    """The first of the method's drafts that gain most, and its gain."""
+    best: tuple[float, _Offer] | None = None
+    for offer in _offers(setting.step, model, setting.deployment.weights, method):
+        gain = offer.step.gain(setting.batch, setting.context)
+        if best is None or gain > best[0] + 1e-12:
+            best = gain, offer
+    assert best is not None
+    return best
+
+
+@by_identity(256)
+def _offers(step: StepTime, model: Model, weights: WeightFormat, method: SpeculationMethod) -> tuple[_Offer, ...]:
+    made = []
+    for draft in _candidates(model, method):
         accepted = acceptance_of(model, method, draft.draft_len)
         tried = draft.model_copy(update={"acceptance": round(accepted.typical, 3)})
-        gain = _drafted(setting, model, tried).gain(setting.batch, setting.context)
-        if found is None or gain > found.gain + 1e-12:
-            found = _Best(gain, tried, accepted)
-    assert found is not None
-    return found
+        made.append(_Offer(tried, accepted, with_draft(step, model, weights, tried)))
+    return tuple(made)
 
 
 def gains(
@@ -126,13 +134,13 @@ def gains(
 def setting_of(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine) -> Setting | None:
     """The deployment without speculation at a load; None when the GPU's speed is not known or it does not fit."""
     plain = deployment.model_copy(update={"speculation": None})
-    constants = constants_of(gpu)
-    now = estimate(model, gpu, plain, load, engine) if constants is not None else None
-    if constants is None or now is None or not now.fits or now.concurrency is None:
+    step = plain_step(model, gpu, plain, engine)
+    now = estimate(model, gpu, plain, load, engine) if step is not None else None
+    if step is None or now is None or not now.fits or now.concurrency is None:
         return None
     batch = max(1.0, now.concurrency / plain.replicas)
     most = max(1, (now.max_concurrency or round(batch)) // plain.replicas)
-    return Setting(step_time(constants, model, plain, engine), plain, batch, load.isl + load.osl / 2, most)
+    return Setting(step, plain, batch, load.isl + load.osl / 2, most)
 
 
 def _turn(setting: Setting, model: Model, draft: Speculation) -> int:
@@ -191,6 +199,7 @@ def _drafted(setting: Setting, model: Model, speculation: Speculation) -> Specul
     return with_draft(setting.step, model, setting.deployment.weights, speculation)
 
 
+@by_identity(256)
 def _candidates(model: Model, method: SpeculationMethod) -> list[Speculation]:
     """The drafts of a method that this model has, at every length: one whose size is known as it is, and of those with their
     size in the name the ones of less than half the model's."""

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from advisor.errors import NotPossible
 from advisor.estimator.deployment import estimate
+from advisor.estimator.remembering import by_identity
 from advisor.types import Deployment, Load, Model, Profile, Traffic, WeightFormat
 
 
+@by_identity(64)
 def baseline_deployment(profile: Profile) -> Deployment:
     """The checkpoint in its own format, batched as today (in flight unless said otherwise), on the fewest GPUs a replica.
 
@@ -40,6 +42,7 @@ def checkpoint_format(model: Model) -> WeightFormat | None:
     return "bf16" if model.quantized is None else model.quantized.weights
 
 
+@by_identity(64)
 def load_of(traffic: Traffic) -> Load:
     """The traffic as the estimator wants it: mean lengths; a concurrency, where known, rather than a rate."""
     return Load(
