@@ -171,6 +171,14 @@ def test_attention_dp_keeps_room_for_every_ranks_tokens() -> None:
     assert activation_bytes(model, dp, 8192, 64, gathers=True) > rows > 5 * activation_bytes(model, tp, 8192, 64, gathers=True)
 
 
+def test_experts_of_many_ranks_work_in_chunks_before_the_cache_goes_without() -> None:
+    model, gpu = read_model("deepseek-ai/DeepSeek-R1-0528")[0], find_gpu("h200", 64)[0]
+    wide = Deployment(tensor_parallel=64, attention_dp=True, weights="fp8_block", kv_cache="fp8")
+    # 64 x 8192 tokens at once would take 106 GB of 141
+    assert activation_bytes(model, wide, 8192, 64, gathers=True) > 100e9
+    assert (parts(model, gpu, wide, Engine(), 8192, 64).cache or 0) > 20e9
+
+
 def test_sglang_takes_the_share_that_the_weights_need() -> None:
     model, gpu = read_model("deepseek-ai/DeepSeek-R1-0528")[0], find_gpu("b200", 8)[0]
     asked = model, gpu, Deployment(tensor_parallel=4, weights="fp8_block", kv_cache="fp8")

@@ -169,6 +169,10 @@ def parts(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine, max_nu
     activations = activation_bytes(model, deployment, max_num_tokens, rows, host.gathers)
     runtime = host.runtime_gib * GIB + (COLLECTIVE_BYTES if ranks(deployment) > 1 else 0.0)
     capacity = gpu.memory_gib * GIB if gpu.memory_gib is not None else None
+    if capacity is not None and host.gathers and activations > (capacity - weights - runtime) / 2:
+        # the experts then work in chunks (moe_max_num_tokens), rather than that the cache goes without
+        chunked = activation_bytes(model, deployment, max_num_tokens, rows)
+        activations = max(chunked, min(activations, (capacity - weights - runtime) / 2))
     cache = None
     if capacity is not None:
         if host.shares_left:
