@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,8 +91,8 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename. Raises FileProblem."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as the user's umask has it: others read it
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)

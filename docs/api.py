@@ -10,6 +10,7 @@ from tempfile import mkdtemp
 
 import advisor
 from advisor.errors import AdvisorError, NoPlanFits, PolicyProblem, UnknownName
+from advisor.executor.request import Options
 from advisor.freshness import refresh
 from advisor.pipeline import emit
 from advisor.profiler.stored import load_report
@@ -90,12 +91,12 @@ for path in emit(report, folder / "serving"):
 if local := os.environ.get("MODEL_FOLDER"):
     allowed = Policy(deployment={"weights": ("bf16", "fp8")}, training="never", hours=1)
     here = advisor.advise(advisor.profile(local, gpu="h100"), policy=allowed)
-    options = {"out": folder / "out", "calibration": Path(os.environ["PROMPTS"]), "held_out": 12, "tokens": 64, "unasked": True}
-    made, outcome = advisor.apply(here, **options)
+    options: Options = {"out": folder / "out", "calibration": Path(os.environ["PROMPTS"]), "held_out": 12, "tokens": 64}
+    applied, outcome = advisor.apply(here, unasked=True, **options)
     print(outcome.summary, sorted(path.name for path in outcome.folder.iterdir()))
-    for change in made.changes:
+    for change in applied.changes:
         print(" ", change.action, change.rule, change.gate)
-    print("reused:", advisor.apply(here, **options)[1].reused)
+    print("reused:", advisor.apply(here, unasked=True, **options)[1].reused)
 
 # %% [markdown]
 # ## Many questions in one process

@@ -130,7 +130,7 @@ def test_an_upload_that_fails_leaves_the_hub_as_it_was(
     hub: Hub, published: Path, upload: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.fail_upload = upload
-    with pytest.raises(FileProblem, match="the hub does not take it") as caught:
+    with pytest.raises(FileProblem, match="the hub does not answer") as caught:
         _deliver(HUB, published)
     assert "run the same command again" in caught.value.hint
     assert hub.commits == [] and hub.files[REPOSITORY] == {}

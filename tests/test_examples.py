@@ -304,7 +304,7 @@ def test_the_api_scripts_cell_that_applies_runs(
     monkeypatch.setenv("PROMPTS", str(prompts_file(tmp_path / "prompts.jsonl", prose(60))))
     runpy.run_path(str(ROOT / "docs" / "api.py"), run_name="__main__")
     out = capsys.readouterr().out
-    assert "; published." in out and "published.json" in out and "reused: True" in out
+    assert "the checkpoint is served as it is" in out and "published.json" in out and "reused: True" in out
 
 
 def test_the_api_is_typed(tmp_path: Path) -> None:
@@ -321,11 +321,12 @@ def test_the_api_is_typed(tmp_path: Path) -> None:
         "advisor.apply(report, out=1)\nadvisor.apply(report, out=Path('o'), sede=1)\nadvisor.predict(3)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path / "cache"), "wrong.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path / "cache"), "wrong.py",
+         str(ROOT / "docs" / "api.py")],
         cwd=tmp_path, env=dict(os.environ) | {"MYPYPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    faults = [line for line in done.stdout.splitlines() if line.startswith("wrong.py") and ": error:" in line]
-    assert [line.split(":")[1] for line in faults] == ["6", "7", "8"], done.stdout
+    faults = [line for line in done.stdout.splitlines() if ": error:" in line]
+    assert [line.split(":")[:2] for line in faults] == [["wrong.py", "6"], ["wrong.py", "7"], ["wrong.py", "8"]], done.stdout
 
 
 def test_the_commands_of_the_page_work(shell: Any) -> None:

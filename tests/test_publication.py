@@ -19,6 +19,7 @@ from advisor.errors import FileProblem
 from advisor.executor.journal import Journal
 from advisor.executor.seal import SEAL, read_seal
 from advisor.executor.spending import Limit, Spending, Spent
+from advisor.library import write_whole
 from advisor.types import Policy
 
 REAL = needed("torch", "modelopt", "transformers")
@@ -210,3 +211,13 @@ def test_of_two_runs_on_one_folder_the_second_stops_and_a_dead_one_holds_nothing
     assert json.loads(third.stdout)["changes"]
     fourth = subprocess.run(command, capture_output=True, text=True, check=False)
     assert fourth.returncode == 0 and '"event": "reused"' in fourth.stderr and third.stdout == fourth.stdout
+
+
+def test_what_is_written_is_readable_as_the_umask_has_it(tmp_path: Path) -> None:
+    """Pages and serving files are read by other users: an artefact store, an engine's container."""
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "report.html", "page")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o640 and len(list(tmp_path.iterdir())) == 1

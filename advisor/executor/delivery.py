@@ -71,12 +71,12 @@ def deliver(shelf: Shelf, folder: Path, progress: Progress) -> str:
     reached. The folder itself stays as it is, so the same command sends it again.
     """
     seal = read_seal(folder)
-    if seal is None or seal.broken(folder, content=True):
-        raise FileProblem("this folder is not as it was published", where=str(folder), hint="publish it again")
     there = shelf.seal()
-    if there is not None and digest(there.model_dump()) == digest(seal.model_dump()):
+    if seal is not None and there is not None and digest(there.model_dump()) == digest(seal.model_dump()):
         progress.say("sent", f"{shelf.place} has it already", place=shelf.place, again=True)
         return shelf.place
+    if seal is None or seal.broken(folder, content=True):
+        raise FileProblem("this folder is not as it was published", where=str(folder), hint="publish it again")
     where = shelf.put(folder, seal, progress.track(f"sending to {shelf.place}", len(seal.files) + 1))
     progress.say("sent", f"published at {where}", place=shelf.place, where=where, again=False)
     return where

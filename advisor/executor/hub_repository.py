@@ -148,5 +148,5 @@ class _hub_errors:  # noqa: N801 (reads as a function)
             401: "HF_TOKEN is not one of this hub's",
             403: "the token may not write there: give it that right, or another place",
             412: "somebody committed there meanwhile: run the same command again",
-        }.get(status or 0, "run the same command again: the result is kept and only sent again")
-        raise FileProblem(f"the hub does not take it: {str(said)[:200]}", where=self.place, hint=hint) from None
+        }.get(status or 0, "check the place, the network and HF_TOKEN, then run the same command again")
+        raise FileProblem(f"the hub does not answer as it should: {str(said)[:200]}", where=self.place, hint=hint) from None

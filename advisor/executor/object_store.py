@@ -155,5 +155,5 @@ class _store_errors:  # noqa: N801 (reads as a function)
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, AdvisorError):
             said = str(error).strip().splitlines() or [type(error).__name__]
-            hint = "check the place, the network and the credentials, and run the same command again: the result is kept"
+            hint = "check the place, the network and the credentials, then run the same command again"
             raise FileProblem(f"the store does not answer as it should: {said[0][:200]}", where=self.place, hint=hint) from None
