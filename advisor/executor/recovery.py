@@ -109,7 +109,7 @@ def _plan(run: Run, remedy: Remedy, start: Judged) -> Course:
             run.bench.model,
             "qad" if distils else "qat",
             vocab=run.profile.model.vocab,
-            tokens=max(longest, min(AT_ONCE, settings.batch * longest)),
+            tokens=(1 + distils) * max(longest, min(AT_ONCE, settings.batch * longest)),
         ),
         elsewhere=f"; {hours} GPU-hours on {gpu} (published utilisation)" if cost else "",
     )
