@@ -208,7 +208,8 @@ def advise_student(report: Report, layers: int | None, *, overlay: str | Path | 
         raise NotPossible("no student may be trained", where=ban, hint="ask for another policy, or leave --student-layers out")
     made = advise(profile, overlay=overlay, policy=report.policy, command=report.command)
     student = weigh_student(profile, made.plan, report, rule)
-    return made.model_copy(update={"plan": made.plan.model_copy(update={"distillation": student})})
+    verdict = made.plan.verdict.replace("today's", "the 16-bit student's")  # what is served today is the teacher
+    return made.model_copy(update={"plan": made.plan.model_copy(update={"distillation": student, "verdict": verdict})})
 
 
 def known_model(name: str) -> Model | None:

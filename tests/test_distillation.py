@@ -176,6 +176,7 @@ def test_as_many_layers_as_are_proposed() -> None:
     assert report.plan.distillation is not None and made.plan.distillation is not None
     assert made.profile.model.layers == report.plan.distillation.students[1].layers and made.plan.feasible
     assert made.plan.distillation.teacher == report.plan.baseline
+    assert "today's" not in made.plan.verdict and "the 16-bit student's" in made.plan.verdict
 
 
 def test_the_real_model_loses_two_layers_and_learns(tmp_path: Path) -> None:
