@@ -313,8 +313,8 @@ def test_the_engines_handling_of_a_request_is_in_its_latency_and_in_no_queue() -
 
 def test_ten_thousand_requests_take_less_than_a_second() -> None:
     lengths = tuple((isl, osl) for isl in (128, 700, 1500, 4000) for osl in (20, 150, 400, 900))
-    times = []
-    for _ in range(3):
+    times: list[float] = []
+    while len(times) < 3 and (not times or times[-1] >= 1.0):  # a busy machine may have disturbed the first
         start = time.process_time()
         simulate(LLAMA_8B, H100, Deployment(), Load(isl=1582, osl=367, rate=5.0, requests=10_000, lengths=lengths))
         times.append(time.process_time() - start)
