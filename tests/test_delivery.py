@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,25 @@ def test_killed_at_any_file_a_store_has_no_seal_and_the_same_command_ends_it(
     there = open_shelf(place).sizes()
     assert SEAL in there and BEGUN not in there and "checkpoint/model-2.safetensors" not in there
     assert _run(monkeypatch, "check", place) == 0
+
+
+def test_of_two_runs_that_publish_to_one_place_the_first_gives_way(s3: str, published: Path, tmp_path: Path) -> None:
+    place, other = f"{s3}/both", tmp_path / "other"
+    shutil.copytree(published, other)
+    (other / "checkpoint" / "model-1.safetensors").write_bytes(b"new" * 10_000)
+    theirs = seal_folder(other, INPUTS | {"model": "x"}, "another")
+    first = open_shelf(place)
+    put = first.system.put_file  # type: ignore[attr-defined]
+
+    def second_comes_between(*given: Any, **more: Any) -> None:
+        first.system.put_file = put  # type: ignore[attr-defined]
+        put(*given, **more)
+        _deliver(place, other)
+
+    first.system.put_file = second_comes_between  # type: ignore[attr-defined]
+    with pytest.raises(FileProblem, match=r"the store does not answer|another run publishes there"):
+        deliver(first, published, Progress("json", Silent()))  # type: ignore[arg-type]
+    assert open_shelf(place).seal() == theirs and fetch(open_shelf(place), tmp_path / "back", keep=True) == ()
 
 
 def test_an_object_that_is_damaged_or_gone_is_a_drift(

@@ -184,6 +184,19 @@ def test_a_limit_holds_within_a_round(tiny: Path, prompts: Path, tmp_path: Path,
     assert outcome.published, "without the limit it goes on"
 
 
+@REAL
+@pytest.mark.slow
+def test_a_scoring_command_does_not_outlast_the_limit(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    report = forced_report(tiny, "fp8", 20, rule=FP8)
+    goal = report.profile.goal.model_copy(update={"accuracy_metric": "command"})
+    profile = report.profile.model_copy(update={"goal": goal})
+    limited = report.model_copy(update={"profile": profile, "policy": Policy(hours=20 / 3600)})
+    began = time.monotonic()
+    _, outcome, said = _apply(limited, tmp_path / "out", prompts, command="sleep 600")
+    assert not outcome.published and _said(said) == ["stopped"] and time.monotonic() - began < 120
+    assert "hours: 0.00556" in outcome.summary
+
+
 # ---------------------------------------------------------------- two runs
 
 

@@ -60,12 +60,14 @@ class ObjectStore:
         if self.seal() is not None:
             raise FileProblem("another result is published there", where=self.place, hint="give a place of its own to each")
         left = set(self.sizes()) - set(seal.files) - {BEGUN}
+        begun = seal_text(seal).encode()
         with _store_errors(self.place):
             if left:  # by an attempt that was stopped
                 self.system.rm([self._path(name) for name in sorted(left)])
             self.system.makedirs(self.root, exist_ok=True)
-            self.system.pipe_file(self._path(BEGUN), seal_text(seal).encode())
+            self.system.pipe_file(self._path(BEGUN), begun)
             for done, (name, file) in enumerate(seal.files.items(), 1):
+                self._check_alone(begun)
                 path = self._path(name)
                 self.system.makedirs(path.rpartition("/")[0], exist_ok=True)
                 self.system.put_file(str(folder / name), path)
@@ -73,7 +75,8 @@ class ObjectStore:
                 if self.system.size(path) != file.size:
                     raise FileProblem(f"{name} did not arrive whole", where=self.place, hint="run the same command again")
                 tick(done)
-            self.system.pipe_file(self._path(SEAL), seal_text(seal).encode())
+            self._check_alone(begun)
+            self.system.pipe_file(self._path(SEAL), begun)
             self.system.rm_file(self._path(BEGUN))
         tick(len(seal.files) + 1)
         return self.place
@@ -90,6 +93,12 @@ class ObjectStore:
         """One object."""
         with _store_errors(self.place):
             self.system.get_file(self._path(name), str(target))
+
+    def _check_alone(self, begun: bytes) -> None:
+        """Raise FileProblem when another run has begun to publish there since: the later one ends it."""
+        if self.system.cat_file(self._path(BEGUN)) != begun:
+            hint = "let it finish: one place is for one result"
+            raise FileProblem("another run publishes there", where=self.place, hint=hint)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"

@@ -6,7 +6,9 @@ There is no order of remedies here. The rules, asked through `ask`, say what fir
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from advisor.errors import InputError
 from advisor.executor import causal_model, publication
 from advisor.executor.distillation import distil
 from advisor.executor.journal import Journal
@@ -59,9 +61,15 @@ def carry_out(
         run = Run(request, profile, plan, material, Bench(folder, journal, progress, request.seed), progress)
         try:
             progress.spending.check(writes=request.checkpoint_bytes if quantizes(plan.deployment, profile) else 0.0)
+            left = progress.spending.seconds_left
+            if left is not None:
+                run.request = replace(request, command_seconds=min(request.command_seconds, left))
             passed = student is None or distil(run, student) == "passed"
             passed = passed and _loop(run, parameters, ask) and _speculate(run, profile, weigh)
-        except Spent as limit:
+        except (Spent, InputError) as error:  # a scoring command that was cut off at the limit is nobody's fault
+            limit = error if isinstance(error, Spent) else progress.spending.reached()
+            if limit is None:
+                raise
             run.stop(limit)
             passed = False
         best = run.best()

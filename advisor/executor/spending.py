@@ -55,18 +55,25 @@ class Spending:
 
     def check(self, writes: float = 0.0) -> None:
         """Raise Spent when a limit is reached, or would be by writing so many more bytes."""
+        limit = self.reached(writes)
+        if limit is not None:
+            raise limit
+
+    def reached(self, writes: float = 0.0) -> Spent | None:
+        """The limit that is reached, or would be; None: none is."""
         now = time.monotonic()
         if now - self._beat > _EVERY:
             self._beat = now
             self.journal.beat()
         for one in self.limits:
             if one.of != "bytes" and self._rate(one) * self.seconds >= one.most:
-                raise Spent(f"{one.says} is spent: {_hours(self._rate(one) * self.seconds, one.of)}")
+                return Spent(f"{one.says} is spent: {_hours(self._rate(one) * self.seconds, one.of)}")
             if one.of == "bytes":
                 used = self.written()
                 if used + writes > one.most:
                     more = f" and {writes / GIB:,.3g} GiB are to come" if writes else ""
-                    raise Spent(f"{one.says} is spent: {used / GIB:,.3g} GiB are written{more}")
+                    return Spent(f"{one.says} is spent: {used / GIB:,.3g} GiB are written{more}")
+        return None
 
     def written(self) -> int:
         """Bytes of the work folder; a file under two names counts once."""
