@@ -13,6 +13,7 @@ from advisor.estimator.memory import parameter_count
 from advisor.estimator.students import expected_student_loss, is_uniform, narrower, rounds_of, shallower, share_of
 from advisor.profiler.known_models import read_known
 from advisor.reasoner.baseline import load_of
+from advisor.report import units
 from advisor.report.rendering import render
 from advisor.types import Report
 
@@ -71,6 +72,7 @@ def test_the_largest_student_passes_and_a_larger_one_does_not() -> None:
     assert deep.cost is not None and deep.cost.gpu_hours[0] < deep.cost.gpu_hours[1]
     assert deep.loss is not None and (deep.loss.low_pct, deep.loss.high_pct) == (1.2, 9.0)
     assert deep.here and not found.students[2].here
+    assert any("714 times its teacher's perplexity, and 3.33 times after 15,360 tokens" in note for note in found.notes)
     assert any("2 x NVIDIA H100" in note and "pays for itself" in note for note in found.notes)
 
 
@@ -141,5 +143,7 @@ def test_every_page_shows_the_student(form: Any) -> None:
     report = advise(itl_ms=6)
     page = render(report, form)
     assert "A smaller model that would keep the limits" in page
-    assert "25 of 32 layers" in page and "5.89" in page and "Llama-3.2-3B" in page
+    assert report.plan.distillation is not None
+    deep = report.plan.distillation.students[1]
+    assert f"{deep.layers} of 32 layers" in page and units.figure(deep.expected.itl_ms) in page and "Llama-3.2-3B" in page
     assert "--student-layers" in page and "--student-layers" not in render(advise(itl_ms=2), form)

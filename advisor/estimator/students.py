@@ -111,6 +111,12 @@ def untrained_loss() -> tuple[float, float]:
     return run["share"], run["lost_pct"]
 
 
+def short_run(layers: float) -> dict[str, Any]:
+    """What a few thousand tokens gave a small model: the measured run whose share of layers is nearest."""
+    runs: list[dict[str, Any]] = _published()["short_runs"]
+    return min(runs, key=lambda run: abs(run["layers"] - layers))
+
+
 def _published() -> Any:
     data = library.profile("training", "students")
     if data is None:

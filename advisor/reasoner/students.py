@@ -17,6 +17,7 @@ from advisor.estimator.students import (
     rounds_of,
     shallower,
     share_of,
+    short_run,
     untrained_loss,
 )
 from advisor.estimator.training import training_cost
@@ -103,7 +104,16 @@ def weigh_student(profile: Profile, plan: Plan, teacher: Report, rule: Rule) -> 
         students=(made,),
         verdict=f"{model.layers} of the {before.layers} layers of {before.name}, distilled from it.",
         teacher=teacher.plan.baseline,
-        notes=tuple(_warnings(made, rule)),
+        notes=(_short(model.layers / before.layers), *_warnings(made, rule)),
+    )
+
+
+def _short(layers: float) -> str:
+    run = short_run(layers)
+    return (
+        "a short distillation is no substitute for billions of tokens: SmolLM2-135M with "
+        f"{100 * run['layers']:.0f} % of its layers had {run['cut']:.3g} times its teacher's perplexity, and "
+        f"{run['distilled']:.3g} times after {run['tokens']:,} tokens ({run['source']})"
     )
 
 
@@ -242,6 +252,9 @@ def _notes(students: tuple[Student, ...], plan: Plan, profile: Profile) -> Itera
             f"cut and not distilled a student is useless: a published one that keeps {100 * share:.0f} % of the parameters "
             f"had lost {lost:.0f} % of its teacher's score"
         )
+    deep = next((one for one in cut if one.how == "depth"), None)
+    if deep is not None:
+        yield _short(deep.layers / profile.model.layers)
     budget = profile.goal.accuracy_budget_pct
     lows = [one.loss.low_pct for one in cut if one.loss is not None]
     if budget is not None and lows and min(lows) > budget:
