@@ -92,6 +92,7 @@ def serve(
     wanted: bool | None = None,
     engine_python: str | None = None,
     prompts: Path | None = None,
+    rounds: int = 8,
     seconds: float = 300.0,
     evidence: str | None = None,
     tell: Tell = lambda _line: None,
@@ -114,7 +115,8 @@ def serve(
     *others, last = ways_of(report, machine, static=static)
     ways = (*others, replace(last, gated=judged, checkpoint=checkpoint))
     texts = texts_of(prompts, report.profile) if prompts is not None else ()
-    order = Order(out=work, python=engine_python, bounds=Bounds(seconds=seconds), texts=texts, aiperf=aiperf.find())
+    bounds = Bounds(least=min(3, rounds), most=rounds, seconds=seconds)
+    order = Order(out=work, python=engine_python, bounds=bounds, texts=texts, aiperf=aiperf.find())
     try:
         found = _check(report, ways, order, machine, tell)
     except NotPossible as error:

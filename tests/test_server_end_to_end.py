@@ -222,7 +222,7 @@ def test_smollm2_from_a_poor_baseline_to_the_served_and_published_plan(tmp_path:
     # how often n-grams guess right is measured first, on prompts that repeat themselves; else the plan would drop them
     prompts = prompts_file(tmp_path / "prompts.jsonl", [f"{text}. " * 8 for text in prose(8, words=7)])
     few = ("--calibration", str(prompts), "--evaluation-prompts", "4", "--prompt-tokens", "96")
-    serving = ("--serve", "--engine-python", python, "--serve-seconds", "90")
+    serving = ("--serve", "--engine-python", python, "--serve-rounds", "3", "--serve-seconds", "240")
     began, out = time.monotonic(), tmp_path / "served"
     text = user.advise("apply", str(file), "--out", str(out), "--yes", *few, *serving)
     print(f"{text}\nfrom plan to verified: {time.monotonic() - began:,.0f} s")

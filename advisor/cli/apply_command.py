@@ -76,6 +76,14 @@ if TYPE_CHECKING:
     "--engine-python", help="Python of the environment that vLLM is installed in (or ADVISE_VLLM_PYTHON).", metavar="PYTHON"
 )
 @click.option(
+    "--serve-rounds",
+    type=click.IntRange(1, 100),
+    default=8,
+    show_default=True,
+    help="Measure at most so many rounds.",
+    metavar="N",
+)
+@click.option(
     "--serve-seconds",
     type=click.FloatRange(1, 86_400),
     default=300.0,
@@ -136,6 +144,7 @@ def _carry_out(plan_file: str | None, overlay: str | None, policy: str | None, o
     serving = {
         "wanted": options.pop("serve"),
         "engine_python": options.pop("engine_python"),
+        "rounds": options.pop("serve_rounds"),
         "seconds": options.pop("serve_seconds"),
         "evidence": options.get("evidence"),
     }
