@@ -101,7 +101,7 @@ def _lengths(way: Way, gains: Mapping[int, Gain]) -> list[DraftLength]:
     from advisor.estimator.acceptance import expected_tokens
 
     accepted, found = way.accepted(), []
-    first = accepted[1]
+    first = way.tokens().get(1)
     for length, (value, low, high) in way.tokens().items():
         gain, at = gains.get(length), accepted[length]
         found.append(
@@ -110,7 +110,7 @@ def _lengths(way: Way, gains: Mapping[int, Gain]) -> list[DraftLength]:
                 tokens_per_step=value,
                 low=low,
                 high=high,
-                formula=expected_tokens(first[0] if first else 0.0, length),
+                formula=expected_tokens(first[0] - 1 if first else 0.0, length),
                 accepted=at[0] if at else None,
                 gain=gain.gain if gain else None,
                 gain_range=(gain.low, gain.high) if gain else None,
@@ -125,9 +125,9 @@ def _what(measured: Measured, way: Way) -> str:
     drawn = f"sampled at temperature {order.temperature:g}" if order.temperature else "greedy"
     names = {"draft": f"draft {order.draft}", "ngram": f"n-grams as {order.engine} looks them up"}
     what = names.get(way.method, "the head that was trained")
-    first = way.accepted()[1]
+    first = tuple(figure - 1 for figure in way.tokens().get(1, ()))
     tokens = sum(one.tokens for one in way.replays)
-    rate = f"; the first drafted token is accepted with {first[0]:.3f} ({first[1]:.3f} to {first[2]:.3f})" if first else ""
+    rate = f"; a single drafted token is accepted with {first[0]:.3f} ({first[1]:.3f} to {first[2]:.3f})" if first else ""
     return (
         f"{what}: {len(way.replays)} answers of the target itself, {tokens:,} tokens after their first, {drawn}{rate};"
         f" peak memory {measured.peak_gib:.2f} GiB"

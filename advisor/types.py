@@ -779,7 +779,7 @@ class DraftLength(Value):
     high: float
     """95 % bootstrap interval over the answers"""
     formula: float
-    """tokens per step if each drafted token were accepted as often as the first: (1 - a^(k+1)) / (1 - a)"""
+    """tokens per step if each drafted token were accepted as often as a single one: (1 - a^(k+1)) / (1 - a)"""
     accepted: float | None = None
     """probability that the last drafted token is accepted when those before it were; None: never reached"""
     gain: float | None = None
