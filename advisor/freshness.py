@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advisor import __version__, pipeline
+from advisor import __version__, gathering, pipeline
 from advisor.errors import NoPlanFits, NotPossible
 from advisor.reasoner.choice import TIE, aim, violations, worth
 from advisor.reasoner.decision import Search, decide
@@ -74,14 +74,14 @@ def refresh(
         changes["model"], told = read_model(model)
         sources |= told
     if gpu is not None or here:
-        changes["gpu"], told = pipeline.find_gpus(gpu, gpus or (advised.gpu.count if gpu is not None else None))
+        changes["gpu"], told = gathering.find_gpus(gpu, gpus or (advised.gpu.count if gpu is not None else None))
         sources |= told
     elif gpus is not None:
         changes["gpu"] = advised.gpu.model_copy(update={"count": gpus})
         sources["gpu.count"] = "flag --gpus"
     flags = {"isl": isl, "osl": osl, "concurrency": concurrency, "rate": rate}
     if traffic is not None:
-        found, told, measured = pipeline.find_traffic(traffic, **flags)
+        found, told, measured = gathering.find_traffic(traffic, **flags)
         known = {"concurrency": advised.traffic.concurrency, "rate": advised.traffic.rate}
         if found.concurrency is None and found.rate is None:
             found = found.model_copy(update=known)

@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from advisor import __version__, pipeline
+from advisor import __version__, gathering, pipeline
 from advisor.errors import AdvisorError, FileProblem, InputError
 from advisor.library import read_text
 from advisor.reasoner.candidates import LAYOUT
@@ -173,12 +173,12 @@ def _profile(question: Question) -> Any:
     goal = {name: question[name] for name in (*LISTS["limits"], "objective") if name in question}
     load = {name: question.get(name) for name in LISTS["traffic"]}
     engine = question.get("engine", "tensorrt-llm")
-    version = question.get("engine_version") or pipeline.DEFAULT_VERSIONS[engine]
+    version = question.get("engine_version") or gathering.DEFAULT_VERSIONS[engine]
     model, sources = _model(question["model"])
     gpu, gpu_sources = _gpu(question["gpu"], question.get("gpus", 1))
     traffic, traffic_sources, _ = _traffic(json.dumps(load, sort_keys=True))
     told = {"engine.version": "flag --engine-version" if question.get("engine_version") else "default"}
-    return pipeline.assemble(
+    return gathering.assemble(
         model,
         gpu,
         traffic,
@@ -205,7 +205,7 @@ def _gpu(name: str, count: int) -> Any:
 @lru_cache(maxsize=1024)
 def _traffic(load: str) -> Any:
     given = json.loads(load)
-    return pipeline.find_traffic(given.pop("traffic"), **given)
+    return gathering.find_traffic(given.pop("traffic"), **given)
 
 
 def _by_id(prices: Mapping[str, float]) -> dict[str, float]:
@@ -250,7 +250,7 @@ def _fault(name: str, value: Any) -> str:
     if name == "objective":
         return "" if value in ("throughput", "latency", "cost") else "objective is throughput, latency or cost"
     if name == "engine":
-        return "" if value in pipeline.DEFAULT_VERSIONS else f"engine is {' or '.join(pipeline.DEFAULT_VERSIONS)}"
+        return "" if value in gathering.DEFAULT_VERSIONS else f"engine is {' or '.join(gathering.DEFAULT_VERSIONS)}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         return f"{name} is a number"
     if name == "gpus":

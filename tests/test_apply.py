@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from smollm import Silent, forced_report, needed, noise, prompts_file, prose, smollm2, tiny_llama
 
-from advisor import pipeline
+from advisor import gathering, pipeline
 from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible, UnknownName
 from advisor.executor import mixed_precision
 from advisor.executor.journal import hash_folder
@@ -82,7 +82,7 @@ def test_what_is_published_is_whole_and_says_how_it_was_made(tiny: Path, prompts
         ("original", "perplexity"),
     }
     assert all(one["low"] <= one["value"] <= one["high"] for one in change["accuracy"] if one["what"] == "exported files")
-    facts = pipeline.read_measured(tmp_path / "out" / "measured.json")
+    facts = gathering.read_measured(tmp_path / "out" / "measured.json")
     assert facts["scheme"] == "fp8" and facts["calibration_prompts"] == 6
     assert report.profile.sources["measured.accuracy_loss_pct"] == "measured"
 
@@ -193,7 +193,7 @@ def test_the_texts_of_a_trace_calibrate_and_its_lengths_cut_them(tiny: Path, tmp
 
     def apply(rows: list[dict[str, Any]], name: str, prompts: Path | None) -> Any:
         trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        traffic, sources, _ = pipeline.find_traffic(str(trace))
+        traffic, sources, _ = gathering.find_traffic(str(trace))
         report = forced_report(tiny, "fp8", None, rule=FP8)
         profile = report.profile.model_copy(update={"traffic": traffic, "sources": report.profile.sources | sources})
         report = report.model_copy(update={"profile": profile})

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from smollm import Silent, forced_report, needed, prompts_file, prose, tiny_llama
 
-from advisor import pipeline
+from advisor import gathering, pipeline
 from advisor.errors import MissingExtra
 from advisor.executor import vllm_engine
 from advisor.executor.engines import stop_left_over
@@ -66,7 +66,7 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, name: str, count: int = 1) -> None:
 
 def planned(tiny: Path, **limits: float) -> Report:
     report = forced_report(tiny, "fp8", 20, kv_cache="fp8", rule=FP8, engine="vllm")
-    traffic = pipeline.find_traffic("chat", isl=16, osl=8, concurrency=4)[0]
+    traffic = gathering.find_traffic("chat", isl=16, osl=8, concurrency=4)[0]
     profile = report.profile.model_copy(update={"traffic": traffic, "goal": report.profile.goal.model_copy(update=limits)})
     return report.model_copy(update={"profile": profile})
 

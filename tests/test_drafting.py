@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from smollm import Silent, first_layers, forced_report, needed, prompts_file, prose, smollm2, tiny_llama
 
-from advisor import drafting, pipeline
+from advisor import drafting, gathering, pipeline
 from advisor.errors import InputError, ModelProblem, PolicyProblem
 from advisor.executor import causal_model
 from advisor.executor.ngrams import SIZES, Lookup, Sizes
@@ -343,7 +343,7 @@ def test_what_was_measured_goes_back_to_the_rules(pair: tuple[Path, Path], tmp_p
     for one in draft.drafts:
         assert 1.0 <= one.low <= one.tokens_per_step <= one.high <= one.draft_len + 1
         assert one.gain_range is not None and one.gain is not None and one.gain_range[0] <= one.gain <= one.gain_range[1]
-    facts = pipeline.read_measured(out / "measured.json")
+    facts = gathering.read_measured(out / "measured.json")
     assert facts["acceptance"] == pytest.approx(draft.drafts[0].tokens_per_step - 1, abs=1e-4)
     assert facts["draft_model"] == str(pair[1]) and facts["draft_params_b"] < report.profile.model.params / 1e9  # type: ignore
     again = pipeline.advise(pipeline.profile(str(pair[0]), gpu="h100", concurrency=4, measured=str(out / "measured.json")))

@@ -20,7 +20,7 @@ from advisor.reasoner.decision import decide
 from advisor.reasoner.diagnosis import diagnose
 from advisor.reasoner.policing import budget_for, govern, remedy_ban, spend_limits, version_allowed
 from advisor.reasoner.policy_file import read_policy
-from advisor.types import Policy, Profile, Quantized, Report, Speculation
+from advisor.types import Goal, Policy, Profile, Quantized, Report, Speculation
 
 FP8_KV = "kv-cache-starves-batch/fp8-kv-cache"
 RULEBOOK = pipeline.rules()
@@ -169,7 +169,7 @@ def test_speculation_by_method(tmp_path: Path) -> None:
 
 
 def test_a_layout_limit_is_kept_and_its_cost_named(tmp_path: Path) -> None:
-    profile = samples.profile(gpu=samples.gpu(count=4), goal=pipeline.Goal(objective="latency"))
+    profile = samples.profile(gpu=samples.gpu(count=4), goal=Goal(objective="latency"))
     free = pipeline.advise(profile)
     report = _advised(tmp_path, "deployment: {tensor_parallel: [1]}\n", profile)
     assert free.plan.deployment.tensor_parallel > 1 and report.plan.deployment.tensor_parallel == 1
@@ -203,7 +203,7 @@ def test_no_deployment_that_is_tried_is_outside(
     fields: dict[str, list[Any]], forbid: list[str], concurrency: float, count: int, objective: Any
 ) -> None:
     policy = Policy(deployment={name: tuple(values) for name, values in fields.items()}, forbid=tuple(forbid))
-    goal = pipeline.Goal(objective=objective)
+    goal = Goal(objective=objective)
     profile = samples.profile(gpu=samples.gpu(count=count), traffic=samples.traffic(concurrency=concurrency), goal=goal)
     try:
         decision = decide(profile, RULEBOOK, diagnose(profile, RULEBOOK), policy=policy)
@@ -243,7 +243,7 @@ def test_a_suppressed_warning_is_not_said(tmp_path: Path) -> None:
 
 def test_the_tighter_limit_counts(tmp_path: Path) -> None:
     policy = _policy(tmp_path, "limits: {itl_ms: 20, ttft_ms: 900}\naccuracy: [{model: 'meta-llama/*', budget_pct: 1}]\n")
-    asked = samples.profile(goal=pipeline.Goal(itl_ms=10, ttft_ms=2000))
+    asked = samples.profile(goal=Goal(itl_ms=10, ttft_ms=2000))
     goal = govern(asked, policy).goal
     assert (goal.itl_ms, goal.ttft_ms, goal.accuracy_budget_pct) == (10, 900, 1)
     sources = govern(asked, policy).sources
@@ -257,7 +257,7 @@ def test_the_first_matching_budget_counts(tmp_path: Path) -> None:
 
 
 def test_two_metrics_cannot_both_be_kept(tmp_path: Path) -> None:
-    asked = samples.profile(goal=pipeline.Goal(accuracy_budget_pct=2, accuracy_metric="top1"))
+    asked = samples.profile(goal=Goal(accuracy_budget_pct=2, accuracy_metric="top1"))
     with pytest.raises(PolicyProblem, match="limits perplexity"):
         govern(asked, _policy(tmp_path, "accuracy: [{model: '*', budget_pct: 1}]\n"))
 
@@ -312,7 +312,7 @@ def test_a_checkpoint_larger_than_the_disk_is_not_made(tmp_path: Path) -> None:
 
 def test_training_never_leaves_no_training_fallback(tmp_path: Path) -> None:
     trains = {"accuracy-missed/qat", "accuracy-missed/qad"}
-    profile = samples.profile(goal=pipeline.Goal(accuracy_budget_pct=1))
+    profile = samples.profile(goal=Goal(accuracy_budget_pct=1))
     assert trains & {one.rule for one in pipeline.advise(profile).plan.fallbacks}
     report = _advised(tmp_path, "training: never\n", profile)
     assert not trains & {one.rule for one in report.plan.fallbacks}
@@ -375,7 +375,7 @@ def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pyt
         raise _LookedAt
 
     monkeypatch.setattr(rounds, "carry_out", carry_out)
-    profile = samples.profile(goal=pipeline.Goal(accuracy_budget_pct=1))
+    profile = samples.profile(goal=Goal(accuracy_budget_pct=1))
 
     def remedies(text: str, unasked: bool) -> object:
         report = pipeline.advise(profile, policy=_policy(tmp_path, text))

