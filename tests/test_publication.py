@@ -194,7 +194,7 @@ def test_a_scoring_command_does_not_outlast_the_limit(tiny: Path, prompts: Path,
     began = time.monotonic()
     _, outcome, said = _apply(limited, tmp_path / "out", prompts, command="sleep 600")
     assert not outcome.published and _said(said) == ["stopped"] and time.monotonic() - began < 120
-    assert "hours: 0.00556" in outcome.summary
+    assert "(hours: 0.00555556) is spent" in outcome.summary
 
 
 # ---------------------------------------------------------------- two runs
