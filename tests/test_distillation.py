@@ -105,8 +105,8 @@ def student_of(tiny: Path, layers: int | None, budget: float) -> Report:
     return pipeline.advise_student(report, layers)
 
 
-def apply(report: Report, out: Path, prompts: Path, **more: Any) -> Any:
-    options = {"out": out, "calibration": prompts, "prompts": 20, "held_out": 8, "tokens": 32} | more
+def apply(report: Report, out: Path, calibration: Path, **more: Any) -> Any:
+    options = {"out": out, "calibration": calibration, "prompts": 20, "held_out": 8, "tokens": 32} | more
     return pipeline.apply(report, stream=Silent(), **options)
 
 
