@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import sample_profiles as samples
-from smollm import Silent, forced_report, needed, prompts_file, prose, tiny_llama
+from smollm import Silent, forced_report, needed, prompts_file, prose, smollm2, tiny_llama
 
 from advisor import pipeline
 from advisor.executor import evaluation
@@ -208,3 +208,36 @@ def test_what_was_learned_in_32_bits_is_kept_in_16(tiny: Path, weights: str) -> 
 
     assert not torch.equal(*logits(False))
     assert torch.equal(*logits(True))
+
+
+# ---------------------------------------------------------------- the real model
+
+
+def _first_layers(folder: Path, layers: int) -> Path:
+    """The real model's first layers: its weights and its statistics, not its sense."""
+    from advisor.executor import causal_model
+
+    tokenizer = causal_model.load_tokenizer(smollm2())
+    model = causal_model.load_model(smollm2())
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@REAL
+def test_what_misses_its_budget_after_ptq_keeps_it_after_distillation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "check_supported", lambda *_: None)
+    model, file = _first_layers(tmp_path / "model", 3), prompts_file(tmp_path / "prose.jsonl", prose(200))
+    given = {"out": tmp_path / "out", "calibration": file, "prompts": 4, "held_out": 48, "tokens": 48, "training_steps": 40}
+    report, outcome = _apply(_report(model, "int4_awq", 4.6, UNIFORM, "memory-barely-fits/int4-awq"), given)
+    done = [change for change in report.changes if change.gate != "not run"]
+    assert [(change.rule, change.gate) for change in done] == [
+        ("memory-barely-fits/int4-awq", "failed"),
+        ("accuracy-missed/qad", "passed"),
+    ], [(change.rule, change.detail, change.accuracy) for change in report.changes]
+    assert outcome.published
+    gain = next(one for one in done[1].training if one.metric == "kl_gain_pct")
+    assert gain.low is not None and gain.low > 0

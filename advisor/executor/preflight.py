@@ -34,7 +34,7 @@ def find_model(request: Request, profile: Profile, plan: Plan) -> Path:
             where="--model",
             hint="download it and give the folder with its files",
         )
-    for path in (request.calibration, request.production, request.tasks):
+    for path in (request.calibration, request.production, request.training, request.tasks):
         if path is not None and not path.exists():
             raise FileProblem("this cannot be read: it is not there", where=str(path), hint="check the path")
     if not request.out.parent.is_dir():

@@ -136,6 +136,16 @@ def quantize(model: Any, scheme: Scheme, batches: Batches, progress: Progress = 
         mtq.quantize(model, config, _forward_loop(batches, progress))
 
 
+def align(model: Any) -> None:
+    """Give layers that read one input the scales that they share once exported (ModelOpt averages AWQ's, takes the largest of
+    others, and rounds again): a training on other grids would be undone by it."""
+    import torch
+    from modelopt.torch.export.unified_export_hf import requantize_resmooth_fused_llm_layers
+
+    with _quiet(), torch.no_grad():
+        requantize_resmooth_fused_llm_layers(model)
+
+
 def settle(model: Any) -> None:
     """Give the weights of a quantized model the values that they round to, so that a cast to 16 bits moves none of them across
     a rounding: what a training moved in 32 bits would be lost by the cast otherwise. At most 127 steps of a grid fit: a step is

@@ -130,6 +130,7 @@ def _lesson(run: Run, course: Course, start: Judged) -> Lesson:
         return evaluation.loss_pct(run.bench.compare(model, course.checks, "validation"), metric)[0]
 
     def teach(model: Any, name: str) -> Trained:
+        quantization.align(model)
         return train(
             model,
             course.lessons,
