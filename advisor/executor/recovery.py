@@ -24,7 +24,7 @@ KEPT_BACK = 8
 """one in so many sequences says when to stop"""
 MOST_KEPT_BACK = 16
 SLOWER = 2.0
-"""32-bit arithmetic to 16-bit, at most: twice the bytes"""
+"""a step to its forward passes, at most: 32 bits are twice the bytes; 1.2 to 1.4 measured on a CPU (docs/training.md)"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Course:
     tokens: float
     """to be trained on, at most"""
     seconds: tuple[float, float]
-    """here, from the speed of the measurements before it"""
+    """here, from the speed of a forward pass"""
     gib: float
     """of memory, about"""
     elsewhere: str
@@ -52,7 +52,7 @@ class Course:
         low, high = (f"{each / 60:.0f}" if self.seconds[1] >= 600 else f"{each / 60:.1f}" for each in self.seconds)
         return (
             f"{how}: at most {self.settings.steps} steps, {self.tokens:,.0f} tokens of {len(self.lessons)} prompts; "
-            f"about {low} to {high} min and {self.gib:.1f} GiB of memory here (measured speed){self.elsewhere}"
+            f"about {low} to {high} min and {self.gib:.1f} GiB of memory here (by a forward pass){self.elsewhere}"
         )
 
 
@@ -60,7 +60,7 @@ def recover(run: Run, remedy: Remedy) -> str | None:
     """A round that trains the best trial so far between its calibration and its export. None: it may not, or cannot."""
     start = min(run.trials, key=lambda one: one.loss[0])
     try:
-        course = _plan(run, remedy, start)
+        course = _plan(run, remedy)
     except NotPossible as error:
         run.skip(remedy, f"not run: {error}")
         return None
@@ -74,7 +74,7 @@ def recover(run: Run, remedy: Remedy) -> str | None:
     return verdict
 
 
-def _plan(run: Run, remedy: Remedy, start: Judged) -> Course:
+def _plan(run: Run, remedy: Remedy) -> Course:
     """What the rule wants, on the prompts that there are. Raises NotPossible for want of memory."""
     assert run.split is not None
     steps = run.request.training_steps or whole_number(remedy.parameters, "steps", 500)
@@ -91,7 +91,7 @@ def _plan(run: Run, remedy: Remedy, start: Judged) -> Course:
     count = min(MOST_KEPT_BACK, len(everything) // KEPT_BACK)
     checks, lessons = everything[:count], everything[count:]
     tokens = settings.steps * settings.batch * sum(map(len, lessons)) / len(lessons)
-    forward = start.trial.seconds["measure"] / sum(block.tokens for block in start.trial.in_memory)
+    forward = run.bench.forward_seconds(max(lessons, key=len))
     seconds = (3.0 + distils) * tokens * forward
     seconds += (1 + settings.steps // settings.every) * sum(map(len, checks)) * forward
     longest = max(map(len, everything))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -263,6 +264,19 @@ class Bench:
         tick = self.progress.track(f"{name}: calibrating {scheme.name}", len(calibration))
         quantization.quantize(model, scheme, calibration, tick)
         return model, began
+
+    def forward_seconds(self, sequence: tuple[int, ...]) -> float:
+        """Seconds a token that the unquantized model takes to read a sequence here: median of three, after one to warm up."""
+        import torch
+
+        model, took = self.fresh(), []
+        ids = torch.tensor([sequence], device=next(model.parameters()).device)
+        with memory_errors(), torch.inference_mode():
+            for _ in range(4):
+                began = time.monotonic()
+                float(model(input_ids=ids).logits[0, -1, 0])
+                took.append(time.monotonic() - began)
+        return statistics.median(took[1:]) / len(sequence)
 
     def compare(self, model: Any, sequences: Sequences, label: str) -> list[Block]:
         """A model against the unquantized one, whose logits for the sequences are kept already."""
