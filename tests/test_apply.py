@@ -152,7 +152,7 @@ def test_named_modules_stay_wide_and_their_cache_does_not(tiny: Path, prompts: P
     assert "model.layers.1.mlp.down_proj.weight_scale" not in scaled
     with pytest.raises(UnknownName, match="self_atn"):
         _apply(report, _request(tmp_path / "other", prompts, keep=("*self_atn*",)))
-    assert not (tmp_path / "other.work").exists()
+    assert not (tmp_path / "other.work" / "journal.jsonl").exists()
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_a_task_of_lm_eval_judges_the_exported_files(tiny: Path, prompts: Path, 
             wrong = goal.model_copy(update={"accuracy_metric": "task:next_wodrs"})
             profile = report.profile.model_copy(update={"goal": wrong})
             _apply(report.model_copy(update={"profile": profile}), _request(tmp_path / "other", prompts, tasks=tmp_path))
-    assert not (tmp_path / "other.work").exists()
+    assert not (tmp_path / "other.work" / "journal.jsonl").exists()
     scores = {one.what: one for one in made.changes[0].accuracy if one.metric == "task:next_words (acc)"}
     before, after = scores["original"], scores["exported files"]
     assert before.samples == after.samples == 24 and 0 < before.value < 1
