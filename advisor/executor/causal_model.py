@@ -16,8 +16,8 @@ RUNTIME_GIB = 0.9
 """what Python, PyTorch and ModelOpt hold before a model is loaded; measured on a CPU: 0.35 to 0.9 GiB"""
 WORKING = {"max": 1.6, "awq": 4.0, "qat": 11.0, "qad": 12.0}
 """peak memory over the bytes of the weights, by what is done to them; measured on SmolLM2-135M (facts of ModelOpt on a CPU):
-max calibration 1.1 GB and AWQ 1.65 GB for weights of 0.27 GB, less RUNTIME_GIB, rounded up; qad 4.0 GiB (docs/training.md), of which
-weights, gradients and two moments in 32 bits are 8 and the teacher, which qat lacks, 1"""
+max calibration 1.1 GB and AWQ 1.65 GB for weights of 0.27 GB, less RUNTIME_GIB, rounded up; qad 4.0 GiB (docs/training.md),
+of which weights, gradients and two moments in 32 bits are 8 and the teacher, which qat lacks, 1"""
 
 
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
