@@ -25,6 +25,12 @@ _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory")
 
 NEEDED = ("torch", "transformers", "accelerate", "safetensors", "modelopt", "requests")
 
+COPIED = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE", "NOTICE",
+)  # fmt: skip
+"""of the model's own files, those that the export does not write"""
+
 
 def require_libraries(*needed: str) -> None:
     """Raise MissingExtra unless these are installed; without any: everything that `advise apply` needs."""
@@ -33,6 +39,12 @@ def require_libraries(*needed: str) -> None:
     missing = [name for name in needed or NEEDED if not find_spec(name)]
     if missing:
         raise MissingExtra(f"this needs {', '.join(missing)}", hint=f"install it: {EXTRA}")
+
+
+def copy_beside(model: Path, target: Path) -> tuple[Path, ...]:
+    """Copy the files of a model's folder that no export writes and that are not in `target` yet; what was copied."""
+    names = [name for name in COPIED if (model / name).is_file() and not (target / name).exists()]
+    return tuple(Path(shutil.copyfile(model / name, target / name)) for name in names)
 
 
 def check_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import NotPossible
-from advisor.executor.publication import COPIED
+from advisor.executor import causal_model
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ def write_model(model: Any, source: Path, folder: Path) -> tuple[Path, ...]:
     shutil.rmtree(folder, ignore_errors=True)
     partial.mkdir(parents=True)
     model.save_pretrained(str(partial))
-    for name in COPIED:
-        if (source / name).is_file() and not (partial / name).exists():
-            shutil.copyfile(source / name, partial / name)
+    causal_model.copy_beside(source, partial)
     partial.rename(folder)
     return tuple(path for path in sorted(folder.rglob("*")) if path.is_file())
 

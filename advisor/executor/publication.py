@@ -26,11 +26,6 @@ from advisor.types import Calibration, Change, Scalar
 if TYPE_CHECKING:
     from advisor.executor.material import Fingerprint
 
-COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "LICENSE", "NOTICE",
-)  # fmt: skip
-"""of the model's own files, those that the export does not write"""
 STUDENT = "student"
 """folder of a student at 16 bits, beside the checkpoint that was quantized from it"""
 QUANTIZED = """Made by `advise apply` with NVIDIA ModelOpt. transformers does not read this checkpoint: it loads it without
@@ -282,11 +277,8 @@ def _copy_checkpoint(source: Path, model: Path | None, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file():
             _link(path, target / path.name)
-    for name in COPIED if model is not None else ():
-        own = Path(str(model)) / name
-        if own.is_file() and not (target / name).exists():
-            shutil.copyfile(own, target / name)
-            sync_and_hash(target / name)
+    for path in causal_model.copy_beside(model, target) if model is not None else ():
+        sync_and_hash(path)
     if model is not None and not (target / "tokenizer.json").exists():
         causal_model.load_tokenizer(model).save_pretrained(str(target))
 
