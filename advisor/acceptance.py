@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from advisor.executor.making import BATCH, Kind, Made, Making
-from advisor.executor.speculation import Measured, Way
+from advisor.executor.speculation import PREFIX, Measured, Way
 from advisor.types import Change, Deployment, DraftLength, Plan, Profile, Scalar, Speculation, SpeculationMethod
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _what(measured: Measured, way: Way) -> str:
     first = tuple(figure - 1 for figure in way.tokens().get(1, ()))
     tokens = sum(one.tokens for one in way.replays)
     rate = f"; a single drafted token is accepted with {first[0]:.3f} ({first[1]:.3f} to {first[2]:.3f})" if first else ""
+    rate += "; the rules and the plan go by the low ends" if first and way.method in PREFIX else ""
     return (
         f"{what}: {len(way.replays)} answers of the target itself, {tokens:,} tokens after their first, {drawn}{rate};"
         f" peak memory {measured.peak_gib:.2f} GiB"

@@ -344,7 +344,7 @@ def test_what_was_measured_goes_back_to_the_rules(pair: tuple[Path, Path], tmp_p
         assert 1.0 <= one.low <= one.tokens_per_step <= one.high <= one.draft_len + 1
         assert one.gain_range is not None and one.gain is not None and one.gain_range[0] <= one.gain <= one.gain_range[1]
     facts = gathering.read_measured(out / "measured.json")
-    assert facts["acceptance"] == pytest.approx(draft.drafts[0].tokens_per_step - 1, abs=1e-4)
+    assert facts["acceptance"] == pytest.approx(draft.drafts[0].low - 1, abs=1e-4)
     assert facts["draft_model"] == str(pair[1]) and facts["draft_params_b"] < report.profile.model.params / 1e9  # type: ignore
     again = pipeline.advise(pipeline.profile(str(pair[0]), gpu="h100", concurrency=4, measured=str(out / "measured.json")))
     verdicts = {finding.rule: finding.verdict for finding in again.findings}
@@ -387,6 +387,35 @@ def test_the_plan_follows_what_was_measured() -> None:
     assert chosen.draft_params == 10**9 and chosen.acceptance == pytest.approx(0.8, abs=2e-3)
     assert bad.deployment.speculation is None or bad.deployment.speculation.draft_model != "/models/draft"
     assert adopt_speculation(good, bad).deployment.speculation == bad.deployment.speculation
+
+
+def test_what_lies_within_the_noise_fires_no_rule() -> None:
+    """Of two answers of 7 tokens one repeats itself: 4 tokens a step, perhaps. Of sixty alike it is known."""
+    from advisor.acceptance import judge, with_measured
+    from advisor.executor.drafting import Order
+    from advisor.executor.proving import Identity
+    from advisor.executor.speculation import Measured, Way
+
+    profile = pipeline.profile("Qwen/Qwen2.5-7B-Instruct", gpu="h100", concurrency=1)
+    proof = Identity("ngram", 4, 2, 2, 14, 8, drafted_seconds=1.0, plain_seconds=1.0, gap=None, predicted_gain=1.0, bits=32)
+
+    def told(answers: int) -> tuple[str, str, Way]:
+        replays = tuple(replay(rates_of_run([float(each % 2)] * 7)) for each in range(answers))
+        way = Way("ngram", replays, proof, None, seed=0)
+        measured = Measured(Order(Path("target"), Path("prompts"), "vllm"), answers, 7 * answers, (way,), 1.0, 1.0)
+        known = with_measured(profile, way.facts())
+        report = pipeline.advise(known)
+        verdict = next(one.verdict for one in report.findings if one.rule == "single-stream-slow/ngram")
+        assert (report.plan.deployment.speculation is not None) == (verdict == "fires")
+        return verdict, judge(known, report.plan.deployment, measured)[0].detail, way
+
+    verdict, text, few = told(2)
+    assert verdict in ("silent", "blocked") and "not shown to be worth it" in text
+    assert few.tokens()[6][0] == pytest.approx(4.0) and few.facts()["ngram_tokens_per_step_6"] == 1.0
+    verdict, text, many = told(60)
+    assert verdict == "fires" and "; off above" in text and many.tokens()[6][0] == pytest.approx(4.0)
+    assert 1.0 < many.facts()["ngram_tokens_per_step_6"] == round(many.tokens()[6][1], 4) < 4.0  # type: ignore[operator]
+    assert "is accepted with 0.333 (" in text and "go by the low ends" in text  # what was measured stands there
 
 
 def test_a_draft_that_is_not_there_is_refused(tmp_path: Path) -> None:

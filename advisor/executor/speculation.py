@@ -48,10 +48,11 @@ class Way:
         return {position: acceptance_at(self.replays, position, self.seed) for position in range(1, LONGEST + 1)}
 
     def facts(self) -> dict[str, Scalar]:
-        """As measured facts: a draft of one token gives 1 + acceptance tokens a step."""
+        """As measured facts, each the low end of its interval: what lies within the noise must not decide. A draft of one token
+        gives 1 + acceptance tokens a step."""
         if self.method not in PREFIX:
             return {}
-        prefix, given = PREFIX[self.method], {length: round(figure[0], 4) for length, figure in self.tokens().items()}
+        prefix, given = PREFIX[self.method], {length: round(figure[1], 4) for length, figure in self.tokens().items()}
         found: dict[str, Scalar] = {f"{prefix}acceptance": round(given[1] - 1, 4)}
         return found | {f"{prefix}tokens_per_step_{length}": tokens for length, tokens in given.items()}
 

@@ -235,12 +235,18 @@ _MEASURED: tuple[_Row, ...] = (
     ("ttft_ms", "number", "ms", "mean time to first token"),
     ("itl_ms", "number", "ms", "mean inter-token latency"),
     ("output_tokens_per_s", "number", "tokens/s", "output of the whole deployment"),
-    ("acceptance", "number", "", "probability that a drafted token is accepted, 0 to 1 ? advise draft measures it"),
+    (
+        "acceptance",
+        "number",
+        "",
+        "probability that a drafted token is accepted, 0 to 1: the 95 % interval's low end ? advise draft measures it",
+    ),
     (
         "ngram_acceptance",
         "number",
         "",
-        "probability that an n-gram guess is accepted, replayed over the model's own answers ? advise draft measures it",
+        "probability that an n-gram guess is accepted in the model's own answers: the 95 % interval's low end "
+        "? advise draft measures it",
     ),
     ("draft_model", "string", "", "the draft model that measured.acceptance is of: its folder ? advise draft --draft FOLDER"),
     (
@@ -254,7 +260,8 @@ _MEASURED: tuple[_Row, ...] = (
             f"{kind}tokens_per_step_{length}",
             "number",
             "tokens",
-            f"tokens that a verification step gives with {'n-gram guesses' if kind else 'drafts'} of {length} ? advise draft",
+            f"tokens that a verification step gives with {'n-gram guesses' if kind else 'drafts'} of {length}: "
+            "the 95 % interval's low end ? advise draft",
         )
         for kind in ("", "ngram_")
         for length in range(1, LONGEST_DRAFT + 1)
