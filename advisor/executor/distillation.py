@@ -17,11 +17,13 @@ from advisor.executor.checkpoint import size_mb
 from advisor.executor.evaluation import Block
 from advisor.executor.journal import digest, file_errors
 from advisor.executor.objectives import imitate, imitate_layers
+from advisor.executor.recovery import SLOWER
 from advisor.executor.request import Remedy, whole_number
 from advisor.executor.run import Run
 from advisor.executor.scoring import Loss, scored
+from advisor.executor.spending import in_minutes
 from advisor.executor.training import Settings, Trained, read_trained, train
-from advisor.executor.trial import SELECTION, Bench, memory_errors
+from advisor.executor.trial import SELECTION, Bench, Sequences, memory_errors
 from advisor.types import Change, Interval
 
 NAME = "student"
@@ -29,6 +31,17 @@ PROMPT = 32
 """tokens before those whose decoding is timed"""
 FEWEST = 2 * SELECTION
 """prompts to learn from, from which on some are set aside to validate by"""
+
+
+@dataclass(frozen=True)
+class Course:
+    """A distillation that may begin, and what it should cost."""
+
+    words: str
+    span: tuple[float, float]
+    """seconds here, from the speed of a forward pass: to cut, teach and judge"""
+    judging: float
+    """seconds of them that are kept for judging the student"""
 
 
 @dataclass(frozen=True)
@@ -43,26 +56,84 @@ class Made:
 
 
 def distil(run: Run, remedy: Remedy) -> str:
-    """The student asked for, made and judged; the run's bench is the student's then. The verdict of its gate."""
+    """The student asked for, made and judged; the run's bench is the student's then. The verdict of its gate, or "not run"
+    with a Change that says why."""
     assert run.split is not None
     began = time.monotonic()
+    run.doing = (remedy.rule, remedy.action)
     run.progress.say("rule", f"{remedy.rule}: a student of {run.request.student_layers} layers", rule=remedy.rule)
-    made = _make(run, remedy)
+    course = _begin(run, remedy)
+    if course is None:
+        return "not run"
+    made = _make(run, remedy, course)
     teacher, mark = run.bench, run.bench.journal.events_key(f"{NAME}/distil") or ""
     run.bench = Bench(made.folder, teacher.journal, run.progress, run.request.seed, original=teacher.model, mark=mark)
     blocks, loss, verdict, scores = _evaluate(run)
-    change = _change(run, remedy, made, blocks, loss, verdict, time.monotonic() - began)
+    change = _change(run, remedy, course, made, blocks, loss, verdict, time.monotonic() - began)
     run.changes.append(change.model_copy(update={"accuracy": (*change.accuracy, *scores)}))
     run.progress.say("gate", f"{NAME}: {run.changes[-1].detail.splitlines()[0]}", verdict=verdict, loss_pct=loss[0])
     run.student = made.folder
     return "passed" if verdict in ("passed", "no budget") else verdict
 
 
-def _make(run: Run, remedy: Remedy) -> Made:
+def _begin(run: Run, remedy: Remedy) -> Course | None:
+    """What it will cost, said first; None: so much may not be spent. A distillation that was begun may go on."""
+    journal, settings = run.bench.journal, _settings(run, remedy)
+    validating, learning = _lessons(run)
+    key = {
+        "layers": run.request.student_layers, "settings": asdict(settings), "learning": digest(learning),
+        "validating": digest(validating),
+    }  # fmt: skip
+    kept = journal.find(f"{NAME}/begun", key)
+    if kept is None:
+        course = _foresee(run, remedy, settings)
+        if not run.may_spend(remedy, course.words, course.span):
+            return None
+        kept, _ = journal.do(f"{NAME}/begun", key, lambda: (asdict(course), ()))
+        run.progress.say("training", course.words, rule=remedy.rule, seconds=course.span)
+    return Course(kept["words"], (kept["span"][0], kept["span"][1]), kept["judging"])
+
+
+def _foresee(run: Run, remedy: Remedy, settings: Settings) -> Course:
+    """The course that the request and the rule make, by a forward pass of the teacher."""
+    assert run.split is not None and run.request.student_layers is not None
+    layers, total = run.request.student_layers, causal_model.load_skeleton(run.bench.model).config.num_hidden_layers
+    validating, learning = _lessons(run)
+    tokens = settings.steps * settings.batch * sum(map(len, learning)) / len(learning)
+    share = layers / total
+    passes = (1 + 3 * share) * tokens + (1 + settings.steps // settings.every) * (1 + share) * sum(map(len, validating))
+    cutting = (total - layers) * sum(map(len, _watched(run)))
+    forward = run.bench.forward_seconds(max(learning, key=len))
+    judging = (1 + 2 * share) * sum(map(len, run.split.evaluation)) * forward
+    seconds = (passes + cutting) * forward + judging
+    span = (seconds, SLOWER * seconds)
+    return Course(
+        f"distil {layers} of {total} layers: at most {settings.steps} steps, {tokens:,.0f} tokens of {len(learning)} prompts; "
+        f"about {in_minutes(*span)} here with the judging (by a forward pass){run.price(remedy, tokens)}",
+        span,
+        SLOWER * judging,
+    )
+
+
+def _watched(run: Run) -> Sequences:
+    """Prompts by which the influence of the blocks is measured."""
+    assert run.split is not None
+    return run.split.calibration[: 2 * SELECTION]
+
+
+def _lessons(run: Run) -> tuple[Sequences, Sequences]:
+    """Prompts that say when to stop, and those that are learned from."""
+    assert run.split is not None
+    prompts = (*run.split.calibration, *run.split.reserve)
+    kept_back = SELECTION if len(prompts) >= FEWEST else 0
+    return prompts[:kept_back], prompts[kept_back:]
+
+
+def _make(run: Run, remedy: Remedy, course: Course) -> Made:
     """Cut, train and write; each a stage of the journal, so that a killed run goes on from its last checkpoint."""
     assert run.split is not None and run.request.student_layers is not None
     journal, folder, layers = run.bench.journal, run.bench.journal.folder / NAME, run.request.student_layers
-    watched = run.split.calibration[: 2 * SELECTION]
+    watched = _watched(run)
     inputs = {"layers": layers, "watched": digest(watched), "seed": run.request.seed}
 
     def cut() -> tuple[dict[str, Any], tuple[Path, ...]]:
@@ -80,19 +151,16 @@ def _make(run: Run, remedy: Remedy) -> Made:
     with memory_errors():
         value, _ = journal.do(f"{NAME}/cut", inputs, cut)
         taken = pruning.Cut(**{name: tuple(value[name]) for name in ("kept", "dropped", "influence", "lost")})
-        learned = _learn(run, remedy, taken, {**inputs, "cut": journal.events_key(f"{NAME}/cut")})
+        learned = _learn(run, remedy, course, taken, {**inputs, "cut": journal.events_key(f"{NAME}/cut")})
     training = read_trained(learned["training"])
     seconds = {"cut": value["seconds"], "distil": training.spent}
     return Made(folder / "checkpoint", taken, training, seconds, learned["peak_gib"])
 
 
-def _learn(run: Run, remedy: Remedy, cut: pruning.Cut, inputs: dict[str, Any]) -> dict[str, Any]:
+def _learn(run: Run, remedy: Remedy, course: Course, cut: pruning.Cut, inputs: dict[str, Any]) -> dict[str, Any]:
     """The stage that trains the cut model and writes the student."""
-    assert run.split is not None
     journal, folder = run.bench.journal, run.bench.journal.folder / NAME
-    prompts = (*run.split.calibration, *run.split.reserve)
-    kept_back = SELECTION if len(prompts) >= FEWEST else 0
-    validating, learning = prompts[:kept_back], prompts[kept_back:]
+    validating, learning = _lessons(run)
     settings = _settings(run, remedy)
     weight = _number(remedy, "hidden_weight", 0.0)
     key = {**inputs, "objective": ["logits_kl", weight], "validating": digest(validating)}
@@ -104,7 +172,7 @@ def _learn(run: Run, remedy: Remedy, cut: pruning.Cut, inputs: dict[str, Any]) -
         trained = train(
             student, learning, objective, settings, journal=journal, name=f"{NAME}/training", inputs=key,
             progress=run.progress, validate=(lambda model: _mean(judge, model, validating)) if validating else None,
-            max_seconds=run.seconds_left(),
+            max_seconds=None if (left := run.seconds_left()) is None else max(0.0, left - course.judging),
         )  # fmt: skip
         with file_errors(folder):
             files = pruning.write_model(student, run.bench.model, folder / "checkpoint")
@@ -149,7 +217,7 @@ def _evaluate(run: Run) -> tuple[tuple[Block, ...], Loss, str, tuple[Interval, .
 
 
 def _change(
-    run: Run, remedy: Remedy, made: Made, blocks: Sequence[Block], loss: Loss, verdict: str, seconds: float
+    run: Run, remedy: Remedy, course: Course, made: Made, blocks: Sequence[Block], loss: Loss, verdict: str, seconds: float
 ) -> Change:  # fmt: skip
     assert run.split is not None
     budget, seed, training = run.goal.accuracy_budget_pct, run.request.seed, made.training
@@ -173,6 +241,7 @@ def _change(
         f"{size_mb(made.folder):.1f} MB of {size_mb(run.bench.original_model):.1f}; peak memory {made.peak_gib:.2f} GiB; cut "
         f"{made.seconds['cut']:.0f} s, distil {made.seconds['distil']:.0f} s{foreseen}",
         _speed(run),
+        f"foreseen: {course.words}",
     ]
     gate = {"passed": "passed", "failed": "failed", "inconclusive": "inconclusive", "no budget": "not run"}[verdict]
     return Change.model_validate(

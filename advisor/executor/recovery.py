@@ -16,6 +16,7 @@ from advisor.executor.objectives import imitate, predict_next
 from advisor.executor.request import Remedy, whole_number
 from advisor.executor.run import Judged, Run
 from advisor.executor.scoring import scored
+from advisor.executor.spending import in_minutes
 from advisor.executor.training import AT_ONCE, Settings, Trained, train
 from advisor.executor.trial import Lesson, Sequences
 from advisor.types import Change, Interval
@@ -49,10 +50,9 @@ class Course:
     def words(self) -> str:
         """What it is and what it costs, to be asked about."""
         how = "distil from the unquantized model" if self.distils else "train on the text"
-        low, high = (f"{each / 60:.0f}" if self.seconds[1] >= 600 else f"{each / 60:.1f}" for each in self.seconds)
         return (
             f"{how}: at most {self.settings.steps} steps, {self.tokens:,.0f} tokens of {len(self.lessons)} prompts; "
-            f"about {low} to {high} min and {self.gib:.1f} GiB of memory here (by a forward pass){self.elsewhere}"
+            f"about {in_minutes(*self.seconds)} and {self.gib:.1f} GiB of memory here (by a forward pass){self.elsewhere}"
         )
 
 
@@ -95,9 +95,6 @@ def _plan(run: Run, remedy: Remedy) -> Course:
     seconds = (3.0 + distils) * tokens * forward
     seconds += (1 + settings.steps // settings.every) * sum(map(len, checks)) * forward
     longest = max(map(len, everything))
-    cost = remedy.cost(tokens)
-    gpu = f"{run.profile.gpu.count} x {run.profile.gpu.name}"
-    hours = " to ".join(f"{each:.2g}" for each in cost.gpu_hours) if cost else ""
     return Course(
         settings=settings,
         distils=distils,
@@ -111,7 +108,7 @@ def _plan(run: Run, remedy: Remedy) -> Course:
             vocab=run.profile.model.vocab,
             tokens=(1 + distils) * max(longest, min(AT_ONCE, settings.batch * longest)),
         ),
-        elsewhere=f"; {hours} GPU-hours on {gpu} (published utilisation)" if cost else "",
+        elsewhere=run.price(remedy, tokens),
     )
 
 

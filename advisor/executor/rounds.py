@@ -87,6 +87,9 @@ def _loop(run: Run, parameters: dict[str, object], ask: Ask) -> bool:
     """Rounds until the gate passes or nothing is left. True: passed, or there was nothing to judge."""
     if not quantizes(run.plan.deployment, run.profile):
         return True
+    if run.student is not None and run.late():
+        run.doing = ("plan", "quantize")
+        raise (run.progress.spending.reached() if run.progress.spending else None) or Spent("--max-time is over")
     verdict = run.begin(parameters)
     while verdict != "passed":
         remedy = _next(run, ask)

@@ -87,8 +87,8 @@ class Run:
         """One sentence."""
         if self.stopped:
             return f"Stopped: {self.stopped}; not published."
-        if not self.trials and self.student is not None:
-            return f"The student: {self.changes[-1].detail.splitlines()[0]}"
+        if not self.trials and self.request.student_layers is not None:
+            return f"The student: {self.changes[0].detail.splitlines()[0]}"
         if not self.trials:
             return "Nothing was to be quantized; the checkpoint is served as it is."
         trial, loss = self.trials[-1].trial, self.trials[-1].loss[0]
@@ -101,7 +101,7 @@ class Run:
         """Say that what may be spent is spent, and what it stopped."""
         self.stopped = str(limit)
         rule, action = self.doing
-        detail = f"stopped: {limit}; finished work is kept, and --resume goes on once the policy allows more"
+        detail = f"stopped: {limit}; finished work is kept, and --resume goes on once more is allowed"
         self.changes.append(Change(rule=rule, action=action, gate="not run", detail=detail))
         self.progress.say("stopped", f"{action} ({rule}) {detail}", rule=rule)
 
@@ -230,6 +230,12 @@ class Run:
     def late(self) -> bool:
         """Whether the time for new rounds is over."""
         return self.seconds_left() == 0.0
+
+    def price(self, remedy: Remedy, tokens: float) -> str:
+        """What training on so many tokens would cost on the plan's GPU, to be said after what it takes here; "" if unknown."""
+        cost, gpu = remedy.cost(tokens), self.profile.gpu
+        hours = " to ".join(f"{each:.2g}" for each in cost.gpu_hours) if cost else ""
+        return f"; {hours} GPU-hours on {gpu.count} x {gpu.name} (published utilisation)" if cost else ""
 
     def may_spend(self, remedy: Remedy, what: str, seconds: tuple[float, float]) -> bool:
         """Whether a training may begin: the time that is left allows it, and a person agreed where one is to be asked.

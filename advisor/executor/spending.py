@@ -91,6 +91,11 @@ class Spending:
         return {"seconds": 1.0, "gpu_seconds": float(self.gpus), "bytes": 0.0}[limit.of]
 
 
+def in_minutes(low: float, high: float) -> str:
+    """A span of seconds as it is told."""
+    return " to ".join(f"{each / 60:.0f}" if high >= 600 else f"{each / 60:.1f}" for each in (low, high)) + " min"
+
+
 def _hours(seconds: float, of: str) -> str:
     span = f"{seconds / 3600:,.3g} hours" if seconds >= 3600 else f"{seconds / 60:,.3g} minutes"
     return span + (" of GPU time" if of == "gpu_seconds" else "")
