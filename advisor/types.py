@@ -838,7 +838,7 @@ class Change(Value):
     """what a server gave under load: latencies, throughput and the server's own figures, beside what was predicted"""
     training: tuple[Interval, ...] = ()
     """what a training took and gave: seconds, gpu_hours, steps, tokens, peak_gib and the gain of the gate's metric in
-    percent points, with what was predicted"""
+    percent points, with what was predicted; of a student its loss against the teacher, in percent"""
     drafts: tuple[DraftLength, ...] = ()
     """speculative decoding by draft length"""
 

@@ -119,13 +119,17 @@ def test_a_student_is_distilled_quantized_and_published_beside_itself(tiny: Path
     assert first.rule == RULE and first.gate == second.gate == "passed"
     assert first.artifact == str(tmp_path / "out" / "student") and second.artifact == str(tmp_path / "out" / "checkpoint")
     assert {(one.what, one.metric) for one in first.accuracy} >= {("cut, not distilled", "kl"), ("student", "kl")}
+    lost = first.training[0]
+    assert lost.metric.endswith("_loss_pct") and lost.low <= lost.value <= lost.high  # type: ignore[operator]
+    assert first.after["accuracy_loss_pct"] == pytest.approx(lost.value, abs=1e-4)
     assert first.after["student_layers"] == 3 and "in 3 steps" in first.detail and "s a token" in first.detail
     for name in ("student", "checkpoint"):
         config = json.loads((tmp_path / "out" / name / "config.json").read_text())
         assert config["num_hidden_layers"] == 3
         assert (tmp_path / "out" / name / "tokenizer.json").is_file()
     assert "serve ./checkpoint" in (tmp_path / "out" / "serve.sh").read_text()
-    assert "A smaller model in place of its teacher" in (tmp_path / "out" / "report.html").read_text()
+    page = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert "A smaller model in place of its teacher" in page and "measured at 16 bits against its teacher" in page
     # the quantized student is held against the teacher, not against the student
     original = next(one for one in second.accuracy if one.what == "original")
     assert original.value == next(one for one in first.accuracy if one.what == "teacher").value

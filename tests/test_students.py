@@ -15,7 +15,7 @@ from advisor.profiler.known_models import read_known
 from advisor.reasoner.baseline import load_of
 from advisor.report import units
 from advisor.report.rendering import render
-from advisor.types import Report
+from advisor.types import Change, Interval, Report
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 MODEL = gathering.known_model(LLAMA)
@@ -147,3 +147,19 @@ def test_every_page_shows_the_student(form: Any) -> None:
     deep = report.plan.distillation.students[1]
     assert f"{deep.layers} of 32 layers" in page and units.figure(deep.expected.itl_ms) in page and "Llama-3.2-3B" in page
     assert "--student-layers" in page and "--student-layers" not in render(advise(itl_ms=2), form)
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "html"])
+def test_what_a_made_student_lost_is_what_was_measured(form: Any) -> None:
+    asked = pipeline.advise_student(advise(itl_ms=6), None)
+    figures = (
+        Interval(metric="perplexity_loss_pct", what="student", value=13.14, low=8.93, high=17.46),
+        Interval(metric="tokens", what="training", value=3652),
+    )
+    change = Change(rule="teacher-too-slow/distil-then-quantize", action="distill", gate="passed", training=figures)
+    made = asked.model_copy(update={"changes": (change,)})
+    before, after = (" ".join(render(one, form).split()) for one in (asked, made))
+    assert "1.2–9" in before and "percent of the teacher" in before
+    assert "1.2–9" not in after and "13.1 (8.9–17)" in after and "source of what is lost" not in after
+    assert "measured at 16 bits against its teacher after distilling on 3,652 tokens" in after
+    assert "percent of the perplexity, 95 % between 8.93 and 17.5" in after

@@ -244,11 +244,16 @@ def _change(
         f"foreseen: {course.words}",
     ]
     gate = {"passed": "passed", "failed": "failed", "inconclusive": "inconclusive", "no budget": "not run"}[verdict]
+    figures = (
+        Interval(metric=f"{run.goal.accuracy_metric}_loss_pct", what=NAME, value=loss[0], low=loss[1], high=loss[2]),
+        Interval(metric="tokens", what="training", value=training.tokens),
+    )
     return Change.model_validate(
         {
             "rule": remedy.rule, "action": "distill", "artifact": str(made.folder), "seconds": round(seconds, 1),
             "after": {"student_layers": kept, "accuracy_loss_pct": round(loss[0], 4)}, "gate": gate,
             "detail": "\n".join(f"{line}." for line in detail), "accuracy": (_original(blocks), *shown),
+            "training": figures,
         }
     )  # fmt: skip
 

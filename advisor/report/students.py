@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from advisor.report import units
-from advisor.types import Estimate, Report, Student
+from advisor.types import Estimate, Interval, Report, Student
 
 PROPOSED = "A smaller model that would keep the limits"
 MADE = "A smaller model in place of its teacher"
@@ -26,16 +28,17 @@ def describe(student: Student, report: Report) -> str:
     return f"hidden {student.hidden:,}, MLP {student.intermediate:,}"
 
 
-def cells(student: Student) -> tuple[str, ...]:
-    """The figures of a student, one for each column."""
-    expected, loss, cost = student.expected, student.loss, student.cost
+def cells(student: Student, report: Report) -> tuple[str, ...]:
+    """The figures of a student, one for each column; what it lost is measured where it was made."""
+    expected, loss, cost, found = student.expected, student.loss, student.cost, _measured(report, "_loss_pct")
+    published = units.span(loss.low_pct, loss.high_pct) if loss else "not known"
     hours = units.span(*cost.gpu_hours) if cost else units.UNKNOWN
     return (
         f"{units.params(student.params)} ({100 * student.share:.0f} %)",
         units.figure(expected.ttft_ms),
         units.figure(expected.itl_ms),
         units.figure(expected.output_tokens_per_s),
-        units.span(loss.low_pct, loss.high_pct) if loss else "not known",
+        published if found is None else f"{units.figure(found.value)} ({units.span(found.low, found.high)})",
         hours if student.rounds == 1 else f"{student.rounds} x {hours}",
     )
 
@@ -52,17 +55,36 @@ def sentences(report: Report) -> tuple[str, ...]:
         for one in found.students
         if one.how != "sibling" and one.plain.itl_ms is not None and found.teacher is None
     ]
-    losses = [(one, one.loss) for one in found.students if one.loss]
-    said += [f"lost, {describe(one, report)}: percent of the teacher's {loss.metric}" for one, loss in losses]
-    sources = {loss.source for _, loss in losses}
-    said += [f"source of what is lost: {one}" for one in sorted(sources) if not any(one in each for each in sources - {one})]
-    if any(student.loss is None for student in found.students):
-        said.append("lost, not known: no published student is near it; measure it against your own budget")
+    said += _lost(report, found.students)
     costs = [student.cost for student in found.students if student.cost]
     if costs:
         tokens = units.span(costs[0].tokens[0] / 1e9, costs[0].tokens[1] / 1e9, " to ")
         said.append(f"GPU-hours: distilling on {tokens}e9 tokens, on these GPUs; {costs[0].source}")
     return (*found.notes, *said)
+
+
+def _lost(report: Report, students: Sequence[Student]) -> list[str]:
+    """What the column "lost" rests on: this student's own measurement, else what published ones lost."""
+    made, tokens = _measured(report, "_loss_pct"), _measured(report, "tokens")
+    if made is not None:
+        after = f" after distilling on {units.given(tokens.value)} tokens" if tokens else ""
+        return [
+            f"lost, {describe(students[0], report)}: measured at 16 bits against its teacher{after}, percent of the "
+            f"{made.metric.removesuffix('_loss_pct')}, 95 % between {units.figure(made.low)} and {units.figure(made.high)}"
+        ]
+    losses = [(one, one.loss) for one in students if one.loss]
+    said = [f"lost, {describe(one, report)}: percent of the teacher's {loss.metric}" for one, loss in losses]
+    sources = {loss.source for _, loss in losses}
+    said += [f"source of what is lost: {one}" for one in sorted(sources) if not any(one in each for each in sources - {one})]
+    if any(student.loss is None for student in students):
+        said.append("lost, not known: no published student is near it; measure it against your own budget")
+    return said
+
+
+def _measured(report: Report, metric: str) -> Interval | None:
+    """A figure of the student's distillation, by the end of its name; None: none was made."""
+    figures = (one for change in report.changes if change.action == "distill" for one in change.training)
+    return next((one for one in figures if one.metric.endswith(metric)), None) if _is_made(report) else None
 
 
 def _is_made(report: Report) -> bool:

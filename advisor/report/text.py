@@ -251,7 +251,7 @@ def _students(page: Page, report: Report) -> list[str]:
     if found is None:
         return []
     lines = page.heading(students.title(report)) + page.wrap(found.verdict)
-    body = [(students.describe(one, report), students.cells(one)) for one in found.students]
+    body = [(students.describe(one, report), students.cells(one, report)) for one in found.students]
     if body:
         heads = [[*title.split(", "), ""] for title in students.COLUMNS]
         titles = [[head[0] for head in heads], [head[1] for head in heads]]
