@@ -10,11 +10,13 @@ from typing import IO, Any, Literal
 from advisor import pipeline
 from advisor.acceptance import facts_of, foresee, judge, with_measured
 from advisor.errors import InputError, PolicyProblem
+from advisor.executor import causal_model
 from advisor.executor.drafting import Order
 from advisor.executor.journal import Journal
 from advisor.executor.making import Making, check_making
 from advisor.executor.progress import Progress
 from advisor.executor.speculation import check_order, measure
+from advisor.executor.spending import Limit, Spending, Spent
 from advisor.library import write_whole
 from advisor.types import Policy, Profile, Report
 
@@ -39,6 +41,8 @@ def draft(
     work: the same question goes on where it was stopped.
     Raises InputError, ModelProblem, PolicyProblem, MissingExtra, NotPossible, FileProblem.
     """
+    from advisor.reasoner.policing import spend_limits
+    from advisor.reasoner.policy_file import read_policy
     from advisor.report.rendering import render
 
     if profile.model.folder is None:
@@ -47,11 +51,20 @@ def draft(
     order = Order(target=Path(profile.model.folder), engine=profile.engine.name, **options)
     make = None if making is None else Making(**making)
     check_order(order)
+    allowed = policy if policy is None or isinstance(policy, Policy) else read_policy(Path(policy))
     if make is not None:
-        _check_training(policy, unasked=unasked)
+        _check_training(allowed, unasked=unasked)
         check_making(make, order)
     with Journal(out) as journal:
-        measured = measure(order, journal, Progress(log_format, stream), make)
+        progress = Progress(log_format, stream)
+        if allowed is not None:
+            limits = [Limit(*one) for one in spend_limits(allowed)]
+            progress.spending = Spending(journal, limits, causal_model.gpus())
+        try:
+            measured = measure(order, journal, progress, make)
+        except Spent as limit:
+            hint = "what was made is kept: the same command goes on once more is allowed"
+            raise PolicyProblem(f"stopped: {limit}", where=str(out), hint=hint) from None
         facts = facts_of(measured)
         known = with_measured(profile, facts)
         report = pipeline.advise(known, overlay=overlay, policy=policy, command=command)
@@ -67,14 +80,12 @@ def foresee_draft(profile: Profile, making: Mapping[str, Any], prompt_tokens: in
     return foresee(profile, Making(**making), prompt_tokens)
 
 
-def _check_training(policy: Policy | str | Path | None, *, unasked: bool) -> None:
+def _check_training(allowed: Policy | None, *, unasked: bool) -> None:
     """Raise PolicyProblem where a policy does not let anything be trained."""
     from advisor.reasoner.policing import training_ban
-    from advisor.reasoner.policy_file import read_policy
 
-    if policy is None:
+    if allowed is None:
         return
-    allowed = policy if isinstance(policy, Policy) else read_policy(Path(policy))
     banned = training_ban(allowed, unasked=unasked)
     if banned:
         hint = "give a draft that exists" if allowed.training == "never" else "run it where you can be asked"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from smollm import Silent, first_layers, forced_report, needed, prompts_file, prose, smollm2, tiny_llama
 
 from advisor import drafting, gathering, pipeline
-from advisor.errors import InputError, ModelProblem, PolicyProblem
-from advisor.executor import causal_model
+from advisor.errors import InputError, ModelProblem, NotPossible, PolicyProblem
+from advisor.executor import causal_model, pace
 from advisor.executor.ngrams import SIZES, Lookup, Sizes
 from advisor.executor.replay import LONGEST, Replay, acceptance_at, rates_of_run, replay, tokens_per_step
 from advisor.types import Policy
@@ -472,13 +472,13 @@ def torch_equal(one: Any, other: Any) -> bool:
 # ---------------------------------------------------------------- drafts that are made
 
 
-def _made(pair: tuple[Path, Path], out: Path, kind: str, **more: Any) -> Any:
+def _made(pair: tuple[Path, Path], out: Path, kind: str, more: Any = None, **given: Any) -> Any:
     prompts = prompts_file(out.parent / "prompts.jsonl", prose(6, words=20))
     texts = prompts_file(out.parent / "texts.jsonl", prose(40, words=20)[10:])
-    making = {"kind": kind, "training": texts, "steps": 6, "layers": 1 if kind == "layers" else None}
+    making = {"kind": kind, "training": texts, "steps": 6, "layers": 1 if kind == "layers" else None, **(more or {})}
     profile = pipeline.profile(str(pair[0]), gpu="h100", concurrency=1)
     options: dict[str, Any] = {"prompts": prompts, "answer_tokens": 8, "proofs": 2, "stream": Silent()}
-    return drafting.draft(profile, out, making=making, **options, **more)
+    return drafting.draft(profile, out, making=making, **options, **given)
 
 
 @EAGLE
@@ -499,6 +499,24 @@ def test_a_policy_may_forbid_training(pair: tuple[Path, Path], tmp_path: Path) -
         with pytest.raises(PolicyProblem, match="no draft be trained"):
             _made(pair, tmp_path / "out", "layers", policy=policy, unasked=unasked)
     assert not (tmp_path / "out").exists()
+
+
+@EAGLE
+@pytest.mark.slow
+def test_a_draft_is_made_within_what_may_be_spent(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, long = tmp_path / "out", {"steps": 10**7}
+    monkeypatch.setattr(causal_model, "gpus", lambda: 2)
+    for limits in ({"policy": Policy(hours=1)}, {"policy": Policy(gpu_hours=2)}, {"more": {"max_seconds": 3600.0}}):
+        with pytest.raises(NotPossible, match="teaching the draft takes about") as refused:
+            _made(pair, out, "layers", **{**limits, "more": long | limits.get("more", {})})  # type: ignore[arg-type]
+        assert "min are left" in str(refused.value.where) and not (out / "layers").exists()
+    with pytest.raises(PolicyProblem, match=r"stopped: .*disk_gib: 1e-06.* is spent"):
+        _made(pair, out, "layers", policy=Policy(disk_gib=1e-6))
+    monkeypatch.setattr(pace, "forward_seconds", lambda *_: 0.0)  # a promise that is not kept: training stops in time
+    report = _made(pair, out, "layers", policy=Policy(hours=1), more={"steps": 50, "max_seconds": 0.001})
+    assert "1 of 50 steps" in report.changes[0].detail
 
 
 def test_making_is_foreseen_with_what_published_ones_took() -> None:

@@ -21,6 +21,7 @@ from advisor.cli.options import gather, policy_option, question, rules_option
 @click.option("--layers", type=click.IntRange(1), help="Layers that --make layers keeps.", metavar="N")
 @click.option("--training", type=click.Path(), help="Texts that --make learns from.", metavar="FILE")
 @click.option("--training-steps", type=click.IntRange(1), default=50, show_default=True, help="Of --make.", metavar="N")
+@click.option("--max-time", type=click.FloatRange(0), help="Train no longer than so many minutes.", metavar="MIN")
 @click.option("--yes", is_flag=True, help="Do not ask before training.")
 @click.option(
     "--prompts",
@@ -107,7 +108,8 @@ def command(overlay: str | None, policy: str | None, **options: Any) -> int:
 def _making(options: dict[str, Any], *, drafted: bool) -> dict[str, Any] | None:
     from pathlib import Path
 
-    kind, layers, training, steps = (options.pop(name) for name in ("make", "layers", "training", "training_steps"))
+    own = ("make", "layers", "training", "training_steps", "max_time")
+    kind, layers, training, steps, minutes = (options.pop(name) for name in own)
     if kind is None:
         return None
     if drafted:
@@ -116,4 +118,5 @@ def _making(options: dict[str, Any], *, drafted: bool) -> dict[str, Any] | None:
         raise click.UsageError("--make needs texts to learn from: --training FILE.")
     if kind == "layers" and layers is None:
         raise click.UsageError("--make layers needs to know how many are kept: --layers N.")
-    return {"kind": kind, "layers": layers, "training": Path(training), "steps": steps}
+    most = None if minutes is None else minutes * 60
+    return {"kind": kind, "layers": layers, "training": Path(training), "steps": steps, "max_seconds": most}

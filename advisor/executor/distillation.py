@@ -17,12 +17,11 @@ from advisor.executor.checkpoint import size_mb
 from advisor.executor.evaluation import Block
 from advisor.executor.journal import digest, file_errors
 from advisor.executor.objectives import imitate, imitate_layers
-from advisor.executor.recovery import SLOWER
 from advisor.executor.request import Remedy, whole_number
 from advisor.executor.run import Run
 from advisor.executor.scoring import Loss, scored
 from advisor.executor.spending import in_minutes
-from advisor.executor.training import Settings, Trained, read_trained, train
+from advisor.executor.training import SLOWER, Settings, Trained, read_trained, train
 from advisor.executor.trial import SELECTION, Bench, Sequences, memory_errors
 from advisor.types import Change, Interval
 

@@ -40,7 +40,13 @@ class Head:
 
 
 def make_head(
-    target: Path, sequences: Sequence[tuple[int, ...]], settings: Settings, *, journal: Journal, progress: Progress
+    target: Path,
+    sequences: Sequence[tuple[int, ...]],
+    settings: Settings,
+    *,
+    journal: Journal,
+    progress: Progress,
+    max_seconds: float | None = None,
 ) -> tuple[Head, Any]:
     """Train a head on sequences and export it into the journal's folder; with it the model that has it, to draft with.
 
@@ -50,7 +56,10 @@ def make_head(
     causal_model.set_seed(settings.seed)
     model = attach(causal_model.load_model(target).float())
     inputs = {"target": str(target), "sequences": digest(list(sequences))}
-    trained = train(model, sequences, own_loss, settings, journal=journal, name=NAME, inputs=inputs, progress=progress)
+    trained = train(
+        model, sequences, own_loss, settings, journal=journal, name=NAME, inputs=inputs, progress=progress,
+        max_seconds=max_seconds,
+    )  # fmt: skip
     model.eval()
     folder = journal.folder / NAME / "checkpoint"
     with file_errors(folder):

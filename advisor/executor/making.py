@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from advisor.errors import InputError, NotPossible
-from advisor.executor import causal_model, pruning
+from advisor.executor import causal_model, pace, pruning
 from advisor.executor.calibration import SHORTEST, read_prompts
 from advisor.executor.drafting import Order
 from advisor.executor.eagle_head import Head, make_head
 from advisor.executor.journal import Journal, digest, file_errors
 from advisor.executor.objectives import imitate
 from advisor.executor.progress import Progress
-from advisor.executor.training import Settings, Trained, train
+from advisor.executor.spending import in_minutes
+from advisor.executor.training import SLOWER, Settings, Trained, train
 from advisor.executor.trial import memory_errors
 
 Kind = Literal["layers", "eagle3"]
@@ -36,6 +37,8 @@ class Making:
     steps: int = 50
     layers: int | None = None
     """that are kept; for kind "layers" """
+    max_seconds: float | None = None
+    """of its training; None: as long as the steps take"""
 
 
 @dataclass(frozen=True)
@@ -53,23 +56,49 @@ class Made:
 def make_draft(making: Making, order: Order, journal: Journal, progress: Progress) -> tuple[Made, Any]:
     """Make it in the journal's folder; finished work is not done again. With a head comes the model that has it, else None.
 
-    Raises InputError, FileProblem, NotPossible, MissingExtra.
+    Raises InputError, FileProblem, NotPossible, MissingExtra, Spent.
     """
     texts = _texts(making, order)
     settings = Settings(
         steps=making.steps, batch=BATCH, learning_rate=RATES[making.kind], warm_up=max(1, making.steps // 10), seed=order.seed
     )
     with memory_errors():
+        most = _seconds_allowed(making, order, texts, journal, progress)
         if making.kind == "eagle3":
             causal_model.require_libraries()
-            head, model = make_head(order.target, texts, settings, journal=journal, progress=progress)
+            head, model = make_head(order.target, texts, settings, journal=journal, progress=progress, max_seconds=most)
             return _told(head), model
-        return _make_layers(making, order, texts, settings, journal, progress), None
+        return _make_layers(making, order, texts, settings, journal, progress, most), None
+
+
+def _seconds_allowed(
+    making: Making, order: Order, texts: Sequence[tuple[int, ...]], journal: Journal, progress: Progress
+) -> float | None:
+    """Of the training, by its own limit and the policy's; None: there is none. A training that was begun may go on.
+
+    Raises NotPossible: its low estimate, by a forward pass of the target, is more.
+    """
+    spending = progress.spending
+    limits = [one for one in (making.max_seconds, spending.seconds_left if spending else None) if one is not None]
+    key = {"kind": making.kind, "layers": making.layers, "steps": making.steps, "texts": digest(list(texts))}
+    if limits and journal.find("draft/begun", key) is None:
+        model = causal_model.load_model(order.target)
+        share = (making.layers or 1) / model.config.get_text_config().num_hidden_layers
+        tokens = making.steps * BATCH * sum(map(len, texts)) / len(texts)
+        low = tokens * (1 + 3 * share) * pace.forward_seconds(model, max(texts, key=len))
+        told = f"teaching the draft takes about {in_minutes(low, SLOWER * low)} here (by a forward pass)"
+        if low > min(limits):
+            where = f"{min(limits) / 60:.1f} min are left"
+            raise NotPossible(told, where=where, hint="fewer --training-steps, or allow more: --max-time, the policy's spend")
+        progress.say("training", told, seconds=(low, SLOWER * low))
+    journal.do("draft/begun", key, lambda: ({}, ()))
+    return min(limits, default=None)
 
 
 def _make_layers(
-    making: Making, order: Order, texts: Sequence[tuple[int, ...]], settings: Settings, journal: Journal, progress: Progress
-) -> Made:
+    making: Making, order: Order, texts: Sequence[tuple[int, ...]], settings: Settings, journal: Journal, progress: Progress,
+    most: float | None,
+) -> Made:  # fmt: skip
     """Drop the least influential layers and let the rest learn the target's distribution."""
     folder, watched, learned = journal.folder / "layers", texts[:WATCHED], texts[WATCHED:]
     inputs = {"target": str(order.target), "layers": making.layers, "watched": digest(list(watched))}
@@ -91,7 +120,7 @@ def _make_layers(
         objective = imitate(teacher.float())
         trained = train(
             student, learned, objective, settings, journal=journal, name="layers/training", inputs=key, progress=progress,
-            validate=lambda model: _mean(objective, model, watched),
+            validate=lambda model: _mean(objective, model, watched), max_seconds=most,
         )  # fmt: skip
         with file_errors(folder):
             return asdict(trained), pruning.write_model(student, order.target, folder / "checkpoint")

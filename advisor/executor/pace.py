@@ -34,6 +34,20 @@ def bytes_read(model: Any) -> int:
     return int(sum(each.numel() * each.element_size() for each in model.parameters()) - unread)
 
 
+def forward_seconds(model: Any, sequence: tuple[int, ...]) -> float:
+    """Seconds a token that reading a sequence takes: median of three, after one to warm up."""
+    import torch
+
+    took = []
+    ids = torch.tensor([sequence], device=next(model.parameters()).device)
+    with torch.inference_mode():
+        for _ in range(4):
+            began = time.monotonic()
+            float(model(input_ids=ids).logits[0, -1, 0])
+            took.append(time.monotonic() - began)
+    return statistics.median(took[1:]) / len(sequence)
+
+
 def _time_one(model: Any, sequence: tuple[int, ...], tokens: int) -> float:
     import torch
 

@@ -17,15 +17,13 @@ from advisor.executor.request import Remedy, whole_number
 from advisor.executor.run import Judged, Run
 from advisor.executor.scoring import scored
 from advisor.executor.spending import in_minutes
-from advisor.executor.training import AT_ONCE, Settings, Trained, train
+from advisor.executor.training import AT_ONCE, SLOWER, Settings, Trained, train
 from advisor.executor.trial import Lesson, Sequences
 from advisor.types import Change, Interval
 
 KEPT_BACK = 8
 """one in so many sequences says when to stop"""
 MOST_KEPT_BACK = 16
-SLOWER = 2.0
-"""a step to its forward passes, at most: 32 bits are twice the bytes; 1.2 to 1.4 measured on a CPU (docs/training.md)"""
 
 
 @dataclass(frozen=True)

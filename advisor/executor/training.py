@@ -25,6 +25,8 @@ from advisor.executor.progress import Progress
 
 FIRST = 3
 """steps, after one that warms caches, by which the whole is timed"""
+SLOWER = 2.0
+"""a step to its forward passes, at most: 32 bits are twice the bytes; 1.2 to 1.4 measured on a CPU (docs/training.md)"""
 AT_ONCE = 512
 """tokens that go through together, where several sequences do: their logits are in memory several times over"""
 

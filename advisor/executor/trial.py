@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import NotPossible
-from advisor.executor import causal_model, checkpoint, evaluation, quantization, tasks
+from advisor.executor import causal_model, checkpoint, evaluation, pace, quantization, tasks
 from advisor.executor.evaluation import Block
 from advisor.executor.journal import Journal, digest, file_errors, hash_folder
 from advisor.executor.progress import Progress
@@ -266,17 +265,9 @@ class Bench:
         return model, began
 
     def forward_seconds(self, sequence: tuple[int, ...]) -> float:
-        """Seconds a token that the unquantized model takes to read a sequence here: median of three, after one to warm up."""
-        import torch
-
-        model, took = self.fresh(), []
-        ids = torch.tensor([sequence], device=next(model.parameters()).device)
-        with memory_errors(), torch.inference_mode():
-            for _ in range(4):
-                began = time.monotonic()
-                float(model(input_ids=ids).logits[0, -1, 0])
-                took.append(time.monotonic() - began)
-        return statistics.median(took[1:]) / len(sequence)
+        """Seconds a token that the unquantized model takes to read a sequence here."""
+        with memory_errors():
+            return pace.forward_seconds(self.fresh(), sequence)
 
     def compare(self, model: Any, sequences: Sequences, label: str) -> list[Block]:
         """A model against the unquantized one, whose logits for the sequences are kept already."""
