@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from advisor import measurement, pipeline
+from advisor import observations, pipeline
 from advisor.errors import FileProblem
 from advisor.estimator.correction import corrected
 from advisor.executor.evidence import Observation, corrections, errors_so_far, evidence_file, read, record
@@ -156,12 +156,12 @@ def test_correcting_by_nothing_changes_nothing() -> None:
 def test_our_own_error_so_far(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADVISE_EVIDENCE", str(file))
     assert evidence_file() == file and evidence_file("other") == Path("other")
-    assert measurement.evidence().startswith("nothing was measured yet")
+    assert observations.evidence().startswith("nothing was measured yet")
     record(file, [SEEN, replace(SEEN, measured=12.5), replace(SEEN, predicted=None)])
     ((gpu, model, metric, count, ratio, error),) = errors_so_far(read(file))
     assert (gpu, model, metric, count) == (GPU, MODEL, "itl_ms", 2)
     assert ratio == pytest.approx(1.375)
     assert error == pytest.approx(((1 - 1 / 1.5) + (1 - 1 / 1.25)) / 2)
-    text = measurement.evidence()
+    text = observations.evidence()
     assert "itl_ms measured / predicted 1.38 (median of 2), error 27%" in text
     assert math.isfinite(error)
