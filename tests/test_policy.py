@@ -360,7 +360,7 @@ def test_what_applying_may_spend(tmp_path: Path) -> None:
 
 def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The executor itself needs a GPU or minutes: what it is given is looked at in its place."""
-    from advisor.executor import rounds
+    from advisor import undertaking
     from advisor.executor.request import Outcome, Request
 
     seen: dict[str, object] = {}
@@ -374,7 +374,7 @@ def test_apply_asks_the_rules_within_the_policy(tmp_path: Path, monkeypatch: pyt
         seen["forbidden"] = {remedy.action: ban for remedy, ban in answer.forbidden}
         raise _LookedAt
 
-    monkeypatch.setattr(rounds, "carry_out", carry_out)
+    monkeypatch.setattr(undertaking, "carry_out", carry_out)
     profile = samples.profile(goal=Goal(accuracy_budget_pct=1))
 
     def remedies(text: str, unasked: bool) -> object:
