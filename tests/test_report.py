@@ -11,6 +11,7 @@ import pytest
 
 from advisor.report import commands, evidence, sections, units
 from advisor.report.deployments import settings
+from advisor.report.outcome import headline, of_steps
 from advisor.report.rendering import render
 from advisor.types import Change, Evidence, Finding, Report
 
@@ -133,6 +134,18 @@ def test_infeasible_plan_says_what_would_have_to_give() -> None:
     for item in report.plan.shortfall:
         assert item in page
     assert "advise apply" not in page
+
+
+@pytest.mark.parametrize(("gate", "said"), [("passed", "the gate passed after a remedy"), ("failed", "a gate failed")])
+def test_a_remedy_decides_over_the_step_it_follows(gate: str, said: str) -> None:
+    report = load("failed-gate")
+    failed = next(change for change in report.changes if change.gate == "failed")
+    alone = report.model_copy(update={"changes": (failed,)})
+    remedy = failed.model_copy(update={"rule": "accuracy-missed/qad", "action": "qat", "gate": gate})
+    remedied = alone.model_copy(update={"changes": (failed, remedy)})
+    assert "a gate failed" in (headline(alone) or ("", ""))[1]
+    assert said in (headline(remedied) or ("", ""))[1]
+    assert of_steps(remedied)[failed.rule] is remedy and of_steps(alone)[failed.rule] is failed
 
 
 def test_failed_gate_is_said_first_in_the_next_command() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from advisor.report import charts, commands, evidence, second_opinions, sections, served, students, units
 from advisor.report.deployments import settings, short_deployment
-from advisor.report.outcome import headline
+from advisor.report.outcome import headline, of_steps
 from advisor.report.templating import fill
 from advisor.types import Change, Report, Step
 
@@ -39,6 +39,7 @@ def render_html(report: Report) -> str:
         "winners": charts.winners(report.grid, report) if report.grid else [],
         "inputs": sections.input_lines(report),
         "headline": headline(report),
+        "of_steps": of_steps(report),
         "measured": measured_by_rule(report),
         "memory_colors": MEMORY_COLORS,
         "commands": commands,

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from advisor.report import commands, evidence, second_opinions, sections, served, students, units
-from advisor.report.outcome import headline
+from advisor.report.outcome import headline, of_steps
 from advisor.report.templating import fill
 from advisor.types import Report
 
@@ -34,7 +34,7 @@ def render_markdown(report: Report) -> str:
         "code": code,
         "block": block,
         "headline": headline(report) if report.changes else None,
-        "done": {change.rule: change for change in report.changes},
+        "done": of_steps(report),
     }
     page = fill("report.md.j2", values, escape=_finalize)
     return re.sub(r"\n{3,}", "\n\n", page).strip() + "\n"

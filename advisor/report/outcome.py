@@ -22,6 +22,8 @@ def headline(report: Report) -> tuple[Kind, str] | None:
         return "good", "Applied, and measured on a server: every gate passed."
     if all(change.gate == "passed" for change in applied):
         return "good", "Applied and measured: every gate passed."
+    if all(change.gate == "passed" for change in of_steps(report).values() if change in applied):
+        return "good", "Applied and measured: the gate passed after a remedy."
     return "bad", "Applied in part: not every gate has passed."
 
 
@@ -35,6 +37,18 @@ def unpublished(report: Report) -> str:
     served = _served(report) if _applied(report) else None
     found = {"failed": "measured on a server it misses a limit", "inconclusive": "on a server it may miss a limit"}
     return found.get(served or "", "")
+
+
+def of_steps(report: Report) -> dict[str, Change]:
+    """Rule of a step -> what was done of it; where its gate failed, the last remedy that was judged after it."""
+    steps, found, root = {step.rule for step in report.plan.steps}, {}, ""
+    for change in report.changes:
+        if change.rule in steps:
+            found[change.rule] = change
+            root = change.rule if change.gate in ("failed", "inconclusive") and change.action != "measure" else root
+        elif root and change.action != "measure" and change.gate != "not run" and not change.drafts:
+            found[root] = change
+    return found
 
 
 def _applied(report: Report) -> list[Change]:

@@ -198,7 +198,7 @@
       const limit = points.find((point) => point.limit !== null)?.limit;
       plot(cell, {
         height: 64 + points.length * 28,
-        marginLeft: 110,
+        marginLeft: Math.max(110, 12 + 6.2 * Math.max(...points.map((point) => point.what.length))),
         marginRight: 30,
         x: { label: `${metric}, with 95 % interval`, ticks: 5, ...below },
         y: { domain: points.map((point) => point.what), label: null, tickSize: 0 },
