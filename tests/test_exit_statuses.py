@@ -102,6 +102,7 @@ def test_apply_ends_with_its_gate(
     prompts_file(tmp_path / "prompts.jsonl", prose(60))
     line = "apply plan.json --auto --calibration prompts.jsonl --calibration-prompts 6 --evaluation-prompts 12"
     line += " --prompt-tokens 64 --max-rounds 1 --no-serve --out out"
+    capsys.readouterr()  # making the model shows a progress bar
     assert _run(monkeypatch, tmp_path, line) == status
     told = capsys.readouterr()
     lines = [json.loads(one) for one in told.err.splitlines()]
