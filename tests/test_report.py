@@ -148,6 +148,13 @@ def test_a_remedy_decides_over_the_step_it_follows(gate: str, said: str) -> None
     assert of_steps(remedied)[failed.rule] is remedy and of_steps(alone)[failed.rule] is failed
 
 
+def test_what_was_not_run_passed_no_gate() -> None:
+    report = load("failed-gate")
+    skipped = report.changes[0].model_copy(update={"rule": "accuracy-missed/qad", "action": "qat", "gate": "not run"})
+    only_skipped = report.model_copy(update={"changes": (skipped,)})
+    assert headline(only_skipped) == ("bad", "Applied in part: not every gate has passed.")
+
+
 def test_failed_gate_is_said_first_in_the_next_command() -> None:
     page = render(load("failed-gate"), "text")
     assert "gate failed" in page

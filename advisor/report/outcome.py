@@ -22,7 +22,9 @@ def headline(report: Report) -> tuple[Kind, str] | None:
         return "good", "Applied, and measured on a server: every gate passed."
     if all(change.gate == "passed" for change in applied):
         return "good", "Applied and measured: every gate passed."
-    if all(change.gate == "passed" for change in of_steps(report).values() if change in applied):
+    steps = [change for change in of_steps(report).values() if change.action != "measure"]
+    missed = any(change.gate in ("failed", "inconclusive") for change in applied)
+    if missed and steps and all(change.gate == "passed" for change in steps):
         return "good", "Applied and measured: the gate passed after a remedy."
     return "bad", "Applied in part: not every gate has passed."
 
