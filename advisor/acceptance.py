@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from advisor.executor.making import BATCH, Kind, Made, Making
-from advisor.executor.speculation import PREFIX, Measured, Way
+from advisor.executor.speculating.making import BATCH, Kind, Made, Making
+from advisor.executor.speculating.speculation import PREFIX, Measured, Way
 from advisor.types import Change, Deployment, DraftLength, Plan, Profile, Scalar, Speculation, SpeculationMethod
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from typing import IO, Any, Literal
 from advisor import pipeline
 from advisor.acceptance import facts_of, foresee, judge, with_measured
 from advisor.errors import InputError, PolicyProblem
-from advisor.executor import causal_model
-from advisor.executor.drafting import Order
-from advisor.executor.journal import Journal
-from advisor.executor.making import Making, check_making
-from advisor.executor.progress import Progress
-from advisor.executor.speculation import check_order, measure
-from advisor.executor.spending import Limit, Spending, Spent
+from advisor.executor.bookkeeping.journal import Journal
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.bookkeeping.spending import Limit, Spending, Spent
+from advisor.executor.quantizing import causal_model
+from advisor.executor.speculating.drafting import Order
+from advisor.executor.speculating.making import Making, check_making
+from advisor.executor.speculating.speculation import check_order, measure
 from advisor.library import write_whole
 from advisor.types import Policy, Profile, Report
 
@@ -36,9 +36,9 @@ def draft(
 ) -> Report:
     """Measure drafts, ask the rules again, write report.json, report.html and measured.json into `out`.
 
-    options: the fields of executor.drafting.Order but target and engine. making: those of executor.making.Making, for a draft
-    that is to be made first, within the policy; unasked: nobody is there to be asked. The journal in `out` keeps finished
-    work: the same question goes on where it was stopped.
+    options: the fields of Order but target and engine. making: those of Making, for a draft that is to be made first,
+    within the policy; unasked: nobody is there to be asked. The journal in `out` keeps finished work: the same question goes
+    on where it was stopped.
     Raises InputError, ModelProblem, PolicyProblem, MissingExtra, NotPossible, FileProblem.
     """
     from advisor.reasoner.policing import spend_limits
@@ -76,7 +76,7 @@ def draft(
 
 
 def foresee_draft(profile: Profile, making: Mapping[str, Any], prompt_tokens: int) -> str:
-    """What making a draft would cost, and what published ones took. making: the fields of executor.making.Making."""
+    """What making a draft would cost, and what published ones took. making: the fields of Making."""
     return foresee(profile, Making(**making), prompt_tokens)
 
 

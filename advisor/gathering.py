@@ -154,7 +154,7 @@ def find_corrections(
 
     evidence: the file; else the user's own, where there is one; "none" for no corrections. Raises FileProblem.
     """
-    from advisor.executor.evidence import corrections, evidence_file, read
+    from advisor.executor.servers.evidence import corrections, evidence_file, read
 
     if evidence == "none":
         return {}, {}

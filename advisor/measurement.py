@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.errors import MissingExtra, NoPlanFits, NotPossible
-from advisor.executor import aiperf
-from advisor.executor.aiperf import ClientFailed
-from advisor.executor.checking import Order, Way, check, limits_of, refuse
-from advisor.executor.engines import EngineFailed, stop_left_over
-from advisor.executor.evidence import Observation, evidence_file, record
-from advisor.executor.measuring import Bounds, Measured, NotMeasured
 from advisor.executor.request import Served
+from advisor.executor.servers import aiperf
+from advisor.executor.servers.aiperf import ClientFailed
+from advisor.executor.servers.checking import Order, Way, check, limits_of, refuse
+from advisor.executor.servers.engines import EngineFailed, stop_left_over
+from advisor.executor.servers.evidence import Observation, evidence_file, record
+from advisor.executor.servers.measuring import Bounds, Measured, NotMeasured
 from advisor.library import write_whole
 from advisor.observations import observations
 from advisor.types import Change, Profile, Report, Scalar
 from advisor.ways import PLAN, Machine, arrivals_of, machine_of, texts_of, ways_of, with_weights
 
 if TYPE_CHECKING:
-    from advisor.executor.checking import Tell
+    from advisor.executor.servers.checking import Tell
 
 __all__ = ["check_servable", "measure", "serve", "stop_left_over"]
 

@@ -6,10 +6,10 @@ import json
 import time
 from collections.abc import Sequence
 
-from advisor.executor.checking import Way
-from advisor.executor.evidence import Observation, errors_so_far, evidence_file, read
-from advisor.executor.measuring import OWN, Measured
-from advisor.executor.verifying import PREDICTED
+from advisor.executor.servers.checking import Way
+from advisor.executor.servers.evidence import Observation, errors_so_far, evidence_file, read
+from advisor.executor.servers.measuring import OWN, Measured
+from advisor.executor.servers.verifying import PREDICTED
 from advisor.types import Profile
 
 

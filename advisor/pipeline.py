@@ -184,7 +184,7 @@ def check_supported(profile: Profile, plan: Plan) -> None:
 def emit(report: Report, folder: Path) -> tuple[Path, ...]:
     """Write the serving files of a report's plan into a folder. Raises NoPlanFits, NotPossible, FileProblem."""
     from advisor.errors import NoPlanFits
-    from advisor.executor.serving import write_serving
+    from advisor.executor.emitting.serving import write_serving
     from advisor.library import write_whole
 
     if not report.plan.feasible:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from advisor.errors import FileProblem
-from advisor.executor.delivery import fetch, open_shelf
-from advisor.executor.journal import hash_folder
-from advisor.executor.seal import SEAL, read_seal
+from advisor.executor.bookkeeping.journal import hash_folder
+from advisor.executor.publishing.delivery import fetch, open_shelf
+from advisor.executor.publishing.seal import SEAL, read_seal
 from advisor.freshness import Drift
 from advisor.library import parse_yaml, read_text
 from advisor.types import Report, Scalar
@@ -34,7 +34,7 @@ _ABSENT = "(not set)"
 
 def served_drifts(report: Report, folder: Path) -> tuple[Drift, ...]:
     """One drift for each setting in the folder's files that is not as advised. Raises FileProblem where no file is."""
-    from advisor.executor.serving import write_serving
+    from advisor.executor.emitting.serving import write_serving
 
     advised = write_serving(report.plan, report.profile)
     found = {name: path for name in COMPARED if name in advised for path in _paths(folder, name)}

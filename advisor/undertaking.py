@@ -13,13 +13,13 @@ from advisor import __version__, measurement
 from advisor.acceptance import adopt_speculation, facts_of, judge, with_measured
 from advisor.errors import PolicyProblem
 from advisor.estimator.memory import weight_bytes
-from advisor.executor.delivery import deliver, open_shelf
-from advisor.executor.progress import Progress
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.bookkeeping.spending import Limit
+from advisor.executor.emitting.serving import write_serving
+from advisor.executor.publishing.delivery import deliver, open_shelf
 from advisor.executor.request import Answer, Options, Outcome, Remedy, Request, Served
 from advisor.executor.rounds import carry_out
-from advisor.executor.serving import write_serving
-from advisor.executor.speculation import Measured
-from advisor.executor.spending import Limit
+from advisor.executor.speculating.speculation import Measured
 from advisor.library import read_text
 from advisor.reasoner.fallbacks import LEAVES, training_price
 from advisor.reasoner.policing import check_places, remedy_ban, spend_limits

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from advisor.errors import GpuProblem, InputError, MissingExtra, NotPossible
-from advisor.executor.checking import LEAST, SHARE, Way
+from advisor.executor.servers.checking import LEAST, SHARE, Way
 from advisor.types import Deployment, Estimate, Profile, Report
 
 BASELINE, PLAN, AS_SERVED = "baseline", "plan", "as served"
@@ -148,8 +148,8 @@ def arrivals_of(replay: str, profile: Profile, most: int | None) -> tuple[tuple[
 def texts_of(prompts: str | Path, profile: Profile) -> tuple[tuple[int, ...], ...]:
     """The user's prompts as the model's token ids, to be sent under the traffic's lengths. Raises FileProblem, ModelProblem,
     InputError: the model is not in a folder here, MissingExtra without transformers."""
-    from advisor.executor import causal_model
-    from advisor.executor.calibration import read_prompts
+    from advisor.executor.quantizing import causal_model
+    from advisor.executor.quantizing.calibration import read_prompts
 
     if profile.model.folder is None:
         hint = "leave --prompts out, or plan for the model's folder"

@@ -44,12 +44,13 @@ def schemes(names: tuple[str, ...]) -> None:
 
 def one(name: str, folder: str) -> None:
     """One scheme on the same prompts as the others; the unquantized model's logits are kept in the folder for them all."""
-    from advisor.executor import causal_model, evaluation, quantization
-    from advisor.executor.journal import Journal
-    from advisor.executor.progress import Progress
-    from advisor.executor.quantization import GROUPED, Scheme
+    from advisor.executor.bookkeeping.journal import Journal
+    from advisor.executor.bookkeeping.progress import Progress
+    from advisor.executor.judging import evaluation
+    from advisor.executor.judging.trial import Bench
+    from advisor.executor.quantizing import causal_model, quantization
+    from advisor.executor.quantizing.quantization import GROUPED, Scheme
     from advisor.executor.run import ALPHAS
-    from advisor.executor.trial import Bench
 
     tokenizer = causal_model.load_tokenizer(smollm2())
     texts = [tuple(tokenizer(text)["input_ids"][:TOKENS]) for text in prose(PROMPTS + HELD_OUT)]
@@ -79,11 +80,11 @@ def overhead(name: str) -> None:
 
     CPU-seconds of this process, all threads: what else the machine does hardly moves them.
     """
-    from advisor.executor import causal_model, quantization
-    from advisor.executor.journal import Journal, hash_folder
-    from advisor.executor.progress import Progress
-    from advisor.executor.quantization import Scheme
-    from advisor.executor.trial import Bench
+    from advisor.executor.bookkeeping.journal import Journal, hash_folder
+    from advisor.executor.bookkeeping.progress import Progress
+    from advisor.executor.judging.trial import Bench
+    from advisor.executor.quantizing import causal_model, quantization
+    from advisor.executor.quantizing.quantization import Scheme
 
     tokenizer = causal_model.load_tokenizer(smollm2())
     batches = tuple(tuple(tokenizer(text)["input_ids"][:TOKENS]) for text in prose(2 * PROMPTS))
@@ -160,7 +161,7 @@ def _stage_of(work: Path) -> str:
 
 def _files(checkpoint: Path) -> dict[str, str]:
     """Every file's hash but the model card's, which names the output folder."""
-    from advisor.executor.journal import hash_folder
+    from advisor.executor.bookkeeping.journal import hash_folder
 
     return {name: value for name, value in hash_folder(checkpoint).items() if name != "README.md"}
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from advisor import pipeline
 from advisor.errors import AdvisorError
-from advisor.executor.settings import plain
-from advisor.executor.trtllm import llm_options
+from advisor.executor.emitting.settings import plain
+from advisor.executor.emitting.trtllm import llm_options
 from advisor.types import Report
 
 MODELS = {

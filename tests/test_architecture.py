@@ -50,6 +50,18 @@ ALLOWED = {
     },
     "": FOUNDATION | {"pipeline", "prediction", "freshness"},
 }
+PARTS = {
+    "bookkeeping": set(),
+    "quantizing": set(),
+    "learning": {"bookkeeping", "quantizing"},
+    "judging": {"bookkeeping", "quantizing", "learning"},
+    "speculating": {"bookkeeping", "quantizing", "learning", "judging"},
+    "emitting": {"speculating"},
+    "servers": {"emitting"},
+    "publishing": {"bookkeeping", "emitting"},
+    "remedies": {"bookkeeping", "quantizing", "learning", "judging", "request", "run"},
+}
+"""of the executor: who may import which other part, or file beside them; those files may import any"""
 FOREIGN = {
     "aiconfigurator_core": 1,
     "pynvml": 1,
@@ -77,7 +89,10 @@ def _imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "advisor" else {node.module}
+            if node.module in ("advisor", "advisor.executor"):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            else:
+                names.add(node.module)
     return names
 
 
@@ -91,6 +106,17 @@ def test_a_stage_imports_only_what_it_may(path: Path) -> None:
         other = [*name.split("."), ""][1]
         other = "" if other.startswith("__") else other
         assert other == stage or other in ALLOWED[stage], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_executor_imports_only_what_it_may(part: str) -> None:
+    folder = PACKAGE / "executor" / part
+    names = {name for path in folder.glob("*.py") for name in _imports(path) if name.startswith("advisor.executor.")}
+    assert {name.split(".")[2] for name in names} - {part} == PARTS[part]
+
+
+def test_every_folder_of_the_executor_is_a_part() -> None:
+    assert {path.parent.name for path in (PACKAGE / "executor").glob("*/__init__.py")} == set(PARTS)
 
 
 @pytest.mark.parametrize("library", FOREIGN)

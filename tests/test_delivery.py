@@ -21,10 +21,10 @@ from smollm import Silent, forced_report, needed, prompts_file, prose, tiny_llam
 from advisor import pipeline
 from advisor.cli import main
 from advisor.errors import AdvisorError, FileProblem, InputError, PolicyProblem
-from advisor.executor.delivery import deliver, fetch, open_shelf
-from advisor.executor.object_store import BEGUN
-from advisor.executor.progress import Progress
-from advisor.executor.seal import SEAL, Seal, read_seal, seal_folder
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.publishing.delivery import deliver, fetch, open_shelf
+from advisor.executor.publishing.object_store import BEGUN
+from advisor.executor.publishing.seal import SEAL, Seal, read_seal, seal_folder
 from advisor.reasoner.policing import check_places
 from advisor.types import Policy
 
@@ -154,8 +154,9 @@ def test_a_commit_by_somebody_else_meanwhile_is_not_written_over(hub: Hub, publi
 
 def test_killed_while_it_uploads_nothing_is_seen_and_the_rest_goes_on(hub: Hub, published: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from advisor.executor.delivery import *\n"
-        "from advisor.executor.progress import Progress; deliver(open_shelf(sys.argv[1]), Path(sys.argv[2]), Progress('json'))"
+        "import sys; from pathlib import Path; from advisor.executor.publishing.delivery import *\n"
+        "from advisor.executor.bookkeeping.progress import Progress\n"
+        "deliver(open_shelf(sys.argv[1]), Path(sys.argv[2]), Progress('json'))"
     )
     first = hub.url
     hub.hold_upload = threading.Event()
@@ -241,8 +242,9 @@ def test_killed_at_any_file_a_store_has_no_seal_and_the_same_command_ends_it(
 ) -> None:
     """kill -9 after each number of objects, on a real S3 server: half-written to every reader, until the seal is there."""
     code = (
-        "import sys, os; from pathlib import Path; from advisor.executor.delivery import *; from advisor.executor import *\n"
-        "from advisor.executor.progress import Progress; shelf = open_shelf(sys.argv[1]); put = shelf.system.put_file\n"
+        "import sys, os; from pathlib import Path; from advisor.executor.publishing.delivery import *\n"
+        "from advisor.executor.bookkeeping.progress import Progress\n"
+        "shelf = open_shelf(sys.argv[1]); put = shelf.system.put_file\n"
         "count = 0\n"
         "def some(*a, **k):\n"
         "    global count\n"

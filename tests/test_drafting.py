@@ -16,9 +16,10 @@ from smollm import Silent, first_layers, forced_report, needed, prompts_file, pr
 
 from advisor import drafting, gathering, pipeline
 from advisor.errors import InputError, ModelProblem, NotPossible, PolicyProblem
-from advisor.executor import causal_model, pace
-from advisor.executor.ngrams import SIZES, Lookup, Sizes
-from advisor.executor.replay import LONGEST, Replay, acceptance_at, rates_of_run, replay, tokens_per_step
+from advisor.executor.judging import pace
+from advisor.executor.quantizing import causal_model
+from advisor.executor.speculating.ngrams import SIZES, Lookup, Sizes
+from advisor.executor.speculating.replay import LONGEST, Replay, acceptance_at, rates_of_run, replay, tokens_per_step
 from advisor.types import Policy
 
 TORCH = needed("torch")
@@ -122,8 +123,8 @@ def test_vllm_wants_two_equal_tokens_and_tensorrt_llm_one() -> None:
 
 
 def _looked_up(prompt: list[int], text: list[int], engine: str) -> Replay:
-    from advisor.executor.decoding import LookupDrafter
-    from advisor.executor.drafting import Answer, guessed_rates
+    from advisor.executor.speculating.decoding import LookupDrafter
+    from advisor.executor.speculating.drafting import Answer, guessed_rates
 
     return replay(guessed_rates(LookupDrafter(SIZES[engine]), Answer(tuple(prompt), tuple(text))))
 
@@ -143,7 +144,7 @@ def test_a_text_that_repeats_its_prompt_is_guessed_right() -> None:
 def test_the_rule_gives_the_targets_own_distribution() -> None:
     import torch
 
-    from advisor.executor.rejection import NOTHING, check_position, settle
+    from advisor.executor.speculating.rejection import NOTHING, check_position, settle
 
     generator, found = torch.Generator().manual_seed(0), NOTHING
     for _ in range(20):
@@ -159,7 +160,7 @@ def test_the_rule_gives_the_targets_own_distribution() -> None:
 def test_biased_rules_are_caught() -> None:
     import torch
 
-    from advisor.executor.rejection import accept_everything, check_position
+    from advisor.executor.speculating.rejection import accept_everything, check_position
 
     def keeps_the_target_whole(target: object, draft: object, drafted: object, generator: object) -> object:
         """The classic mistake: after a refusal a token is drawn from the target, not from what it has beyond the draft."""
@@ -169,7 +170,7 @@ def test_biased_rules_are_caught() -> None:
 
     def a_little_lenient(target: object, draft: object, drafted: object, generator: object) -> object:
         """Refuses a tenth too seldom."""
-        from advisor.executor.rejection import settle
+        from advisor.executor.speculating.rejection import settle
 
         given, accepted = settle(target, draft, drafted, generator)
         pardoned = ~accepted & (torch.rand(drafted.shape, generator=generator) < 0.1)  # type: ignore[attr-defined]
@@ -186,12 +187,12 @@ def test_two_tokens_of_the_rule_have_the_targets_joint_distribution() -> None:
     """Speculative decoding of Markov chains, over whole steps: the pair of the first two tokens, by a chi-square test."""
     import torch
 
-    from advisor.executor.decoding import speculate
+    from advisor.executor.speculating.decoding import speculate
 
     generator = torch.Generator().manual_seed(1)
     vocabulary = 5
     target, draft = (_Chain(torch.randn(vocabulary, vocabulary, generator=generator) * 1.5) for _ in range(2))
-    from advisor.executor.decoding import ModelDrafter
+    from advisor.executor.speculating.decoding import ModelDrafter
 
     draws = 3000
     seen = torch.zeros(vocabulary, vocabulary)
@@ -237,9 +238,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def _desk(folder: Path, target: Path, draft: Path | None, **more: Any) -> Any:
-    from advisor.executor.drafting import Desk, Order
-    from advisor.executor.journal import Journal
-    from advisor.executor.progress import Progress
+    from advisor.executor.bookkeeping.journal import Journal
+    from advisor.executor.bookkeeping.progress import Progress
+    from advisor.executor.speculating.drafting import Desk, Order
 
     prompts = prompts_file(folder / "prompts.jsonl", prose(6, words=20))
     journal = Journal(folder / "work")
@@ -251,7 +252,7 @@ def _desk(folder: Path, target: Path, draft: Path | None, **more: Any) -> Any:
 def test_speculative_decoding_gives_the_same_tokens_in_the_steps_that_the_replay_says(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from advisor.executor.proving import prove_greedy
+    from advisor.executor.speculating.proving import prove_greedy
 
     journal, desk = _desk(tmp_path, *pair, answer_tokens=24, draft_len=3)
     with journal:
@@ -270,7 +271,7 @@ def test_a_sampled_answer_is_accepted_as_often_as_replayed(pair: tuple[Path, Pat
     """The replay's expectation against the loop with its coins, at a temperature."""
     import torch
 
-    from advisor.executor.decoding import ModelDrafter, speculate
+    from advisor.executor.speculating.decoding import ModelDrafter, speculate
 
     journal, desk = _desk(tmp_path, *pair, answer_tokens=24, temperature=SHARP)
     with journal:
@@ -292,7 +293,7 @@ def test_a_sampled_answer_is_accepted_as_often_as_replayed(pair: tuple[Path, Pat
 def test_a_sampled_output_is_held_against_the_target_and_a_biased_rule_is_caught(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from advisor.executor.proving import prove_sampling
+    from advisor.executor.speculating.proving import prove_sampling
 
     journal, desk = _desk(tmp_path, *pair, answer_tokens=8, temperature=SHARP)
     with journal:
@@ -392,9 +393,9 @@ def test_the_plan_follows_what_was_measured() -> None:
 def test_what_lies_within_the_noise_fires_no_rule() -> None:
     """Of two answers of 7 tokens one repeats itself: 4 tokens a step, perhaps. Of sixty alike it is known."""
     from advisor.acceptance import judge, with_measured
-    from advisor.executor.drafting import Order
-    from advisor.executor.proving import Identity
-    from advisor.executor.speculation import Measured, Way
+    from advisor.executor.speculating.drafting import Order
+    from advisor.executor.speculating.proving import Identity
+    from advisor.executor.speculating.speculation import Measured, Way
 
     profile = pipeline.profile("Qwen/Qwen2.5-7B-Instruct", gpu="h100", concurrency=1)
     proof = Identity("ngram", 4, 2, 2, 14, 8, drafted_seconds=1.0, plain_seconds=1.0, gap=None, predicted_gain=1.0, bits=32)
@@ -435,10 +436,10 @@ def test_a_draft_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_head_is_trained_exported_as_tensorrt_llm_reads_it_and_replayed(pair: tuple[Path, Path], tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from advisor.executor import eagle_head
-    from advisor.executor.drafting import guessed_rates
-    from advisor.executor.progress import Progress
-    from advisor.executor.training import Settings
+    from advisor.executor.bookkeeping.progress import Progress
+    from advisor.executor.learning.training import Settings
+    from advisor.executor.speculating import eagle_head
+    from advisor.executor.speculating.drafting import guessed_rates
 
     journal, desk = _desk(tmp_path, pair[0], None, answer_tokens=6, count=2)
     with journal:
@@ -532,7 +533,7 @@ def test_making_is_foreseen_with_what_published_ones_took() -> None:
 @pytest.mark.slow
 def test_a_real_draft_of_the_real_model(tmp_path: Path) -> None:
     """SmolLM2-135M without four of its thirty layers, untaught: accepted often, and the target's own words come out."""
-    from advisor.executor import pruning
+    from advisor.executor.learning import pruning
 
     target, texts = smollm2(), prose(12, words=30)
     tokenizer = causal_model.load_tokenizer(target)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from advisor.errors import NotPossible
-from advisor.executor import engine_rules
-from advisor.executor.engine_schema import VERSIONS, command_options, engine_schema, known_version, validate
+from advisor.executor.emitting import engine_rules
+from advisor.executor.emitting.engine_schema import VERSIONS, command_options, engine_schema, known_version, validate
 
 RECIPES = Path(__file__).parents[1].parent / "shared" / "facts" / "trtllm" / "recipes.json"
 UPSTREAM = {"1.2.1": "1.2.1", "1.3": "main@0004396"}

@@ -17,8 +17,8 @@ import pytest
 
 from advisor import pipeline
 from advisor.errors import InputError, MissingExtra, NotPossible
-from advisor.executor import engines, tensorrt_llm_engine, vllm_engine
-from advisor.executor.engines import EngineFailed, Launch, fetch, free_port, serving, stop_left_over
+from advisor.executor.servers import engines, tensorrt_llm_engine, vllm_engine
+from advisor.executor.servers.engines import EngineFailed, Launch, fetch, free_port, serving, stop_left_over
 from advisor.types import Deployment, Speculation
 
 STAND_IN = Path(__file__).with_name("stand_in_engine.py")
@@ -113,7 +113,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_engines import launch
-from advisor.executor.engines import serving
+from advisor.executor.servers.engines import serving
 with serving(launch("--child"), log=Path({log!r}), deadline=30, journal=Path({journal!r})) as server:
     print(server.url, flush=True)
     time.sleep(600)

@@ -13,7 +13,7 @@ import pytest
 from advisor import observations, pipeline
 from advisor.errors import FileProblem
 from advisor.estimator.correction import corrected
-from advisor.executor.evidence import Observation, corrections, errors_so_far, evidence_file, read, record
+from advisor.executor.servers.evidence import Observation, corrections, errors_so_far, evidence_file, read, record
 from advisor.types import Correction
 
 MODEL, GPU = "meta-llama/Llama-3.1-8B-Instruct", "h100-sxm-80gb"
@@ -61,7 +61,7 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_evidence import SEEN
-from advisor.executor.evidence import record
+from advisor.executor.servers.evidence import record
 for number in range(10):
     record(Path({file!r}), [replace(SEEN, load=f"{{sys.argv[1]}} {{number}} {{k}}") for k in range(3)])
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from advisor.errors import FileProblem
-from advisor.executor.journal import Journal, digest, file_errors, finished_stages
+from advisor.executor.bookkeeping.journal import Journal, digest, file_errors, finished_stages
 
 
 def _write(path: Path, text: str):
@@ -82,7 +82,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from advisor.executor.journal import Journal\n"
+        "import time; from pathlib import Path; from advisor.executor.bookkeeping.journal import Journal\n"
         f"with Journal(Path({str(tmp_path)!r}) / 'work'):\n print('in', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -119,7 +119,7 @@ def test_a_full_disk_is_said_and_what_is_finished_is_kept(tmp_path: Path) -> Non
 def test_killed_at_random_points_it_goes_on(tmp_path: Path) -> None:
     """A child does ten stages of 20 ms; kill -9 at many points; in the end each was finished, none twice."""
     code = (
-        "import sys, time; from pathlib import Path; from advisor.executor.journal import Journal\n"
+        "import sys, time; from pathlib import Path; from advisor.executor.bookkeeping.journal import Journal\n"
         "def make(n):\n"
         "    def run():\n"
         "        p = j.folder / f'file{n}'; p.write_text('x' * 50000); time.sleep(0.02)\n"

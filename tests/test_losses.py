@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from advisor.errors import InputError
-from advisor.executor.evaluation import Block, judge, loss_pct, measure
-from advisor.executor.scoring import loss_of_score, run_command, scored
+from advisor.executor.judging.evaluation import Block, judge, loss_pct, measure
+from advisor.executor.judging.scoring import loss_of_score, run_command, scored
 
 
 def blocks(rise: float, count: int = 60, spread: float = 0.05) -> list[Block]:

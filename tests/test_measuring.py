@@ -14,11 +14,21 @@ import pytest
 from smollm import CACHE
 
 from advisor.errors import InputError
-from advisor.executor import aiperf, load
-from advisor.executor.engines import Launch, Server, fetch, free_port, serving
-from advisor.executor.load import Answer, Request, Round, gaps, make_requests, order_of, send
-from advisor.executor.measuring import Arm, Bounds, Measured, NotMeasured, _why_end, figures_of, interval, measure, percentile
-from advisor.executor.verifying import change_of, gate_of, judge, verify
+from advisor.executor.servers import aiperf, load
+from advisor.executor.servers.engines import Launch, Server, fetch, free_port, serving
+from advisor.executor.servers.load import Answer, Request, Round, gaps, make_requests, order_of, send
+from advisor.executor.servers.measuring import (
+    Arm,
+    Bounds,
+    Measured,
+    NotMeasured,
+    _why_end,
+    figures_of,
+    interval,
+    measure,
+    percentile,
+)
+from advisor.executor.servers.verifying import change_of, gate_of, judge, verify
 from advisor.profiler.exposition import parse
 from advisor.types import Estimate, Interval, Memory
 

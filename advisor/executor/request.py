@@ -8,8 +8,8 @@ from pathlib import Path
 
 from typing_extensions import Required, TypedDict
 
-from advisor.executor.delivery import Shelf
-from advisor.executor.spending import Limit
+from advisor.executor.bookkeeping.spending import Limit
+from advisor.executor.publishing.delivery import Shelf
 from advisor.types import Change, Scalar, TrainingCost
 
 

@@ -9,20 +9,21 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from advisor.errors import InputError
-from advisor.executor import causal_model, publication
-from advisor.executor.distillation import distil
-from advisor.executor.journal import Journal
+from advisor.executor import publication
+from advisor.executor.bookkeeping.journal import Journal
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.bookkeeping.spending import Spending, Spent
+from advisor.executor.judging.trial import Bench
 from advisor.executor.material import gather_material, take_fingerprint
-from advisor.executor.mixed_precision import measure_sensitivity, mix
-from advisor.executor.preflight import check_request, find_model, quantizes
-from advisor.executor.progress import Progress
-from advisor.executor.recalibration import recalibrate
-from advisor.executor.recovery import recover
+from advisor.executor.preflight import check_request, find_model, order_of, quantizes
+from advisor.executor.quantizing import causal_model
+from advisor.executor.remedies.distillation import distil
+from advisor.executor.remedies.mixed_precision import measure_sensitivity, mix
+from advisor.executor.remedies.recalibration import recalibrate
+from advisor.executor.remedies.recovery import recover
 from advisor.executor.request import Ask, Outcome, Pages, Remedy, Request, Serve, whole_number
 from advisor.executor.run import Run
-from advisor.executor.speculation import Weigh, measure, order_of
-from advisor.executor.spending import Spending, Spent
-from advisor.executor.trial import Bench
+from advisor.executor.speculating.speculation import Weigh, measure
 from advisor.types import Plan, Profile
 
 ACTIONS: dict[str, Callable[[Run, Remedy], str | None]] = {

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from advisor.executor import checkpoint, evaluation
-from advisor.executor.calibration import describe_calibration
-from advisor.executor.evaluation import Block
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.bookkeeping.spending import Spent
+from advisor.executor.judging import evaluation
+from advisor.executor.judging.evaluation import Block
+from advisor.executor.judging.scoring import Loss, measure_score, scored
+from advisor.executor.judging.trial import Bench, Lesson, Sequences, Trial
 from advisor.executor.material import Material
 from advisor.executor.preflight import group_of
-from advisor.executor.progress import Progress
-from advisor.executor.quantization import Scheme, Sensitivities
+from advisor.executor.quantizing import checkpoint
+from advisor.executor.quantizing.calibration import describe_calibration
+from advisor.executor.quantizing.quantization import Scheme, Sensitivities
 from advisor.executor.request import Remedy, Request
-from advisor.executor.scoring import Loss, measure_score, scored
-from advisor.executor.spending import Spent
-from advisor.executor.trial import Bench, Lesson, Sequences, Trial
 from advisor.types import Calibration, Change, Interval, Plan, Profile, Scalar
 
 ALPHAS = (0.7, 0.8, 0.9)
@@ -165,7 +166,11 @@ class Run:
         budget, metric = self.goal.accuracy_budget_pct, self.goal.accuracy_metric
         scores: tuple[Interval, ...] = ()
         if scored(metric):
-            loss, scores = measure_score(self.bench, self.request, metric, name, trial, budget)
+            asked = self.request
+            loss, scores = measure_score(
+                self.bench, metric, name, trial, budget,
+                command=asked.command, seconds=asked.command_seconds, tasks=asked.tasks,
+            )  # fmt: skip
         else:
             loss = evaluation.loss_pct(blocks, self.metric, self.request.seed)
         return loss, "no budget" if budget is None else evaluation.judge(loss, budget), scores

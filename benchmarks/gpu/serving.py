@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from advisor import pipeline
-from advisor.executor import vllm_engine
-from advisor.executor.engines import EngineFailed, Server, serving
-from advisor.executor.load import make_requests, send
-from advisor.executor.measuring import figures_of, watched
+from advisor.executor.servers import vllm_engine
+from advisor.executor.servers.engines import EngineFailed, Server, serving
+from advisor.executor.servers.load import make_requests, send
+from advisor.executor.servers.measuring import figures_of, watched
 from advisor.profiler.exposition import parse
 from advisor.types import Deployment, Report, Speculation
 

@@ -2,8 +2,8 @@
 
     python smollm.py OUT.json MODEL_FOLDER PROMPTS.jsonl [--schemes fp8,...] [--calibration 16] [--held-out 32] [--tokens 128]
 
-Each scheme is made, exported, read back and measured by advisor/executor/trial.py, as `advise apply` does; the figures are of
-the exported files against the unquantized model. AutoQuantize: four-bit layers beside FP8 at 5 and 6 effective bits.
+Each scheme is made, exported, read back and measured by advisor/executor/judging/trial.py, as `advise apply` does; the figures
+are of the exported files against the unquantized model. AutoQuantize: four-bit layers beside FP8 at 5 and 6 effective bits.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from advisor.executor import causal_model, evaluation
-from advisor.executor.journal import Journal
-from advisor.executor.progress import Progress
-from advisor.executor.quantization import Scheme
-from advisor.executor.trial import Bench
+from advisor.executor.bookkeeping.journal import Journal
+from advisor.executor.bookkeeping.progress import Progress
+from advisor.executor.judging import evaluation
+from advisor.executor.judging.trial import Bench
+from advisor.executor.quantizing import causal_model
+from advisor.executor.quantizing.quantization import Scheme
 
 SCHEMES = {
     "fp8": Scheme("fp8"),

@@ -1,0 +1,1 @@
+"""What a run did, what it spent, what it says while it works."""

@@ -1,0 +1,1 @@
+"""The files to serve a plan from: texts only, nothing is started here."""

@@ -1,0 +1,1 @@
+"""A result sealed, and sent to a place beyond this machine whole or not at all."""

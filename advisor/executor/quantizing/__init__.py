@@ -1,0 +1,1 @@
+"""From a model's files and prompts to a quantized checkpoint, and back into the model that it will be."""

@@ -1,0 +1,1 @@
+"""Engines started here or found behind a URL: loaded, measured, judged, remembered."""
