@@ -21,8 +21,12 @@ SHOWN_UNTIL = "Why each step"
 
 def run_advise(*arguments: str) -> str:
     """What `advise` prints on stdout, 80 columns and no colour."""
-    environment = os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-c", "from advisor.cli import main; main()", *arguments]
+    return _run("from advisor.cli import main; main()", *arguments)
+
+
+def _run(code: str, *arguments: str) -> str:
+    environment = os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT / "docs")}
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, cwd=ROOT, check=False)
     if done.returncode not in (0, 4):
         raise SystemExit(done.stderr)
@@ -50,7 +54,12 @@ def _commands(command: click.Command, name: str, parent: click.Context | None) -
 
 
 def cli() -> str:
-    """docs/cli.md: every command's help."""
+    """docs/cli.md: every command's help, asked in a process of its own: click keeps a help option as whoever asked first had it."""
+    return _run("import generate; print(generate.cli_here(), end='')")
+
+
+def cli_here() -> str:
+    """docs/cli.md, by the commands as this process has them."""
     from advisor.cli.advise_command import command
 
     parts = ["# Commands\n\nGenerated from `--help` by docs/generate.py.\n"]
