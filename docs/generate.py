@@ -54,7 +54,7 @@ def _commands(command: click.Command, name: str, parent: click.Context | None) -
 
 
 def cli() -> str:
-    """docs/cli.md: every command's help, asked in a process of its own: click keeps a help option as whoever asked first had it."""
+    """docs/cli.md: every command's help, from a process of its own: click keeps a help option as whoever asked first had it."""
     return _run("import generate; print(generate.cli_here(), end='')")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from advisor.report import commands, evidence, sections, units
+from advisor.report.charts import accuracy
 from advisor.report.deployments import settings
 from advisor.report.outcome import headline, of_steps
 from advisor.report.rendering import render
@@ -146,6 +147,20 @@ def test_a_remedy_decides_over_the_step_it_follows(gate: str, said: str) -> None
     assert "a gate failed" in (headline(alone) or ("", ""))[1]
     assert said in (headline(remedied) or ("", ""))[1]
     assert of_steps(remedied)[failed.rule] is remedy and of_steps(alone)[failed.rule] is failed
+
+
+def test_several_rounds_are_named_and_none_is_lost() -> None:
+    report = load("failed-gate")
+    first = next(change for change in report.changes if change.accuracy)
+    better = first.accuracy[-1].model_copy(update={"value": 7.21, "low": 7.2, "high": 7.22})
+    again = first.model_copy(update={"accuracy": (*first.accuracy[:-1], better), "seconds": 77.0})
+    remedy = again.model_copy(update={"rule": "accuracy-missed/mixed-precision", "action": "mixed_precision"})
+    what = first.accuracy[-1].what
+    labels = [point["label"] for point in accuracy(report.model_copy(update={"changes": (first, again, remedy)}))[0]["points"]]
+    assert labels == ["original", f"{what} (quantize)", f"{what} (quantize 2, mixed precision)"]
+    assert [point["label"] for point in accuracy(report)[0]["points"]] == ["original", what]
+    page = render(report.model_copy(update={"changes": (first, again)}), "html")
+    assert page.count("<dd>gate") == 2 and f"took {units.figure(first.seconds)} s" in page and "took 77.0 s" in page
 
 
 def test_what_was_not_run_passed_no_gate() -> None:

@@ -5,12 +5,13 @@ Nothing is drawn and nothing computed here but sums and ratios of numbers that t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from advisor.report import sections, units
 from advisor.report.deployments import describe_changes, short_deployment
-from advisor.types import Deployment, Estimate, Grid, Report
+from advisor.types import Change, Deployment, Estimate, Grid, Interval, Report
 
 Data = dict[str, Any]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -156,12 +157,30 @@ def layers(report: Report) -> list[Data]:
 
 
 def accuracy(report: Report) -> list[Data]:
-    """Measured figures with their confidence intervals, grouped by metric."""
-    groups: dict[str, list[Data]] = {}
-    for change in report.changes:
+    """Measured figures with their confidence intervals by metric; each says of which round where not all found the same."""
+    rounds = [change for change in report.changes if change.accuracy]
+    names = _round_names(rounds)
+    groups: dict[str, dict[Interval, list[str]]] = {}
+    for name, change in zip(names, rounds, strict=True):
         for item in change.accuracy:
-            groups.setdefault(item.metric, []).append(item.model_dump())
-    return [{"metric": metric, "points": points} for metric, points in groups.items()]
+            groups.setdefault(item.metric, {}).setdefault(item, []).append(name)
+    return [
+        {
+            "metric": metric,
+            "points": [
+                item.model_dump() | {"label": item.what if found == names else f"{item.what} ({', '.join(found)})"}
+                for item, found in points.items()
+            ],
+        }
+        for metric, points in groups.items()
+    ]
+
+
+def _round_names(rounds: Sequence[Change]) -> list[str]:
+    """What was done in each, with its number where that was done before."""
+    actions = [change.action.replace("_", " ") for change in rounds]
+    times = [actions[: n + 1].count(action) for n, action in enumerate(actions)]
+    return [action if time == 1 else f"{action} {time}" for action, time in zip(actions, times, strict=True)]
 
 
 def predicted(report: Report) -> list[Data]:

@@ -13,7 +13,7 @@ from advisor.report import charts, commands, evidence, second_opinions, sections
 from advisor.report.deployments import settings, short_deployment
 from advisor.report.outcome import headline, of_steps
 from advisor.report.templating import fill
-from advisor.types import Change, Report, Step
+from advisor.types import Report, Step
 
 FOLDER = Path(__file__).parent
 MEMORY_COLORS = {
@@ -40,7 +40,6 @@ def render_html(report: Report) -> str:
         "inputs": sections.input_lines(report),
         "headline": headline(report),
         "of_steps": of_steps(report),
-        "measured": measured_by_rule(report),
         "memory_colors": MEMORY_COLORS,
         "commands": commands,
         "sections": sections,
@@ -56,11 +55,6 @@ def render_html(report: Report) -> str:
         "expected": expected,
     }
     return fill("report.html.j2", values)
-
-
-def measured_by_rule(report: Report) -> dict[str, Change]:
-    """The executed change of each rule; the last one where a rule was applied again."""
-    return {change.rule: change for change in report.changes}
 
 
 def expected(step: Step) -> list[tuple[str, str, str, str]]:

@@ -195,17 +195,19 @@
 
   function accuracy(holder, groups) {
     for (const [cell, { metric, points }] of cells(holder, groups)) {
-      const limit = points.find((point) => point.limit !== null)?.limit;
+      const limits = new Set(points.map((point) => point.limit).filter((limit) => limit !== null));
       plot(cell, {
-        height: 64 + points.length * 28,
-        marginLeft: Math.max(110, 12 + 6.2 * Math.max(...points.map((point) => point.what.length))),
+        height: 76 + points.length * 36,
+        marginTop: 36,
+        marginLeft: 20,
         marginRight: 30,
-        x: { label: `${metric}, with 95 % interval`, ticks: 5, ...below },
-        y: { domain: points.map((point) => point.what), label: null, tickSize: 0 },
+        x: { label: `${metric}, with 95 % interval`, ticks: cell.clientWidth / 110, ...below },
+        y: { domain: points.map((point) => point.label), axis: null },
         marks: [
-          limit === undefined ? null : Plot.ruleX([limit], { stroke: color("limit"), strokeDasharray: "4,3", strokeWidth: 1.5 }),
-          Plot.link(points.filter((p) => p.low !== null), { x1: "low", x2: "high", y: "what", stroke: color("ink"), strokeWidth: 2 }),
-          Plot.dot(points, { x: "value", y: "what", r: 4.5, fill: color("plan") }),
+          Plot.ruleX(limits, { stroke: color("limit"), strokeDasharray: "4,3", strokeWidth: 1.5 }),
+          Plot.link(points.filter((p) => p.low !== null), { x1: "low", x2: "high", y: "label", stroke: color("ink"), strokeWidth: 2 }),
+          Plot.dot(points, { x: "value", y: "label", r: 4.5, fill: color("plan") }),
+          Plot.text(points, { frameAnchor: "left", y: "label", dy: -13, dx: -14, text: "label", fill: color("ink"), stroke: color("page"), strokeWidth: 4 }),
         ],
       });
     }
