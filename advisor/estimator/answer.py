@@ -13,7 +13,7 @@ from advisor.estimator.first_token import FirstToken
 from advisor.estimator.intervals import Spread, ranges
 from advisor.estimator.memory import GIB, Parts, ranks, sequence_bytes
 from advisor.estimator.step_time import StepParts, StepTime
-from advisor.types import Basis, Bound, BoundBy, Deployment, Estimate, Load, Memory, Model, Value
+from advisor.types import Basis, Bound, BoundBy, Deployment, Estimate, Load, Memory, Value
 
 Some = TypeVar("Some", bound=Value)
 _set = object.__setattr__
@@ -28,7 +28,6 @@ BOUNDS: tuple[Bound, ...] = ("compute", "memory", "network", "overhead")
 class Case(NamedTuple):
     """What was asked, with what is known of it."""
 
-    model: Model
     deployment: Deployment
     load: Load
     constants: Constants
@@ -63,8 +62,9 @@ NOTHING: dict[str, Any] = {
 
 def memory_of(memory: Parts, load: Load, sequences: float) -> Memory:
     """GiB of one GPU by part, with the cache of `sequences` sequences."""
-    held = sequence_bytes(memory, load.isl + load.osl) * sequences
-    kept = min(held, memory.cache) if memory.cache is not None and memory.cache > 0 else held
+    kept = sequence_bytes(memory, load.isl + load.osl) * sequences
+    if memory.cache is not None and 0 < memory.cache < kept:
+        kept = memory.cache
     total = memory.weights + memory.activations + memory.runtime + kept
     return made(
         Memory,
@@ -103,12 +103,12 @@ def only_memory(memory: Parts, load: Load, most: int | None, limit: int, notes: 
 
 def answer(case: Case, flow: Flow, first: FirstToken | None, most: int | None, replicas: int, notes: list[str]) -> Estimate:
     """The whole Estimate of `replicas` replicas that work, each in the steady state `flow`."""
-    deployment, load = case.deployment, case.load
+    deployment, load, constants, memory, step, spread = case
     ttft = None if first is None else first.seconds * 1e3
     itl = flow.seconds_per_token * 1e3
     rate = flow.tokens_per_s * replicas
-    if not case.constants.fitted:
-        notes.append(f"no measurements of this GPU: constants of {case.constants.gpu} with this GPU's own peaks")
+    if not constants.fitted:
+        notes.append(f"no measurements of this GPU: constants of {constants.gpu} with this GPU's own peaks")
     known = {
         "itl_ms": itl,
         "output_tokens_per_s": rate,
@@ -116,22 +116,23 @@ def answer(case: Case, flow: Flow, first: FirstToken | None, most: int | None, r
     }
     if ttft is not None:
         known["ttft_ms"] = ttft
-        known["request_latency_ms"] = ttft + max(load.osl - 1, 0) * itl
+        known["request_latency_ms"] = ttft + (load.osl - 1 if load.osl > 1 else 0) * itl
     fields = NOTHING.copy()
     fields.update(known)
-    fields["memory_gib"] = memory_of(case.memory, load, math.ceil(flow.sequences / case.step.width))
-    fields["fits"] = case.memory.cache is not None
+    fields["memory_gib"] = memory_of(memory, load, math.ceil(flow.sequences / step.width))
+    fields["fits"] = memory.cache is not None
     fields["max_concurrency"] = most
     fields["concurrency"] = flow.sequences * replicas
-    fields["bound_by"] = _bounds(case.step, load, flow)
+    fields["bound_by"] = _bounds(step, load, flow)
     fields["basis"] = SATURATED_BASIS if ttft is None else BASIS
-    fields["range"] = ranges(known, case.spread, load)
+    fields["range"] = ranges(known, spread, load)
     fields["notes"] = tuple(notes)
     return made(Estimate, fields)
 
 
 def _bounds(step: Steps, load: Load, flow: Flow) -> BoundBy:
-    isl, sequences = max(1.0, load.isl), flow.sequences / step.stages
+    isl = load.isl if load.isl > 1.0 else 1.0
+    sequences = flow.sequences / step.stages
     decode = step.parts(sequences, isl + load.osl / 2, 0.0, 1.0)
     prefill = step.parts(0.0, 1.0, isl * step.width, isl)
     times = step.plain if isinstance(step, Speculating) else step
@@ -146,14 +147,16 @@ def _multiplies(step: StepTime, tokens: float, rows: float) -> bool:
     """Whether the multiplications of a step of so many tokens wait for arithmetic rather than for weights."""
     if step.moe is not None:
         return step.moe.is_compute_bound(tokens)
-    return bool(step.dense) and step.dense[0][0].is_compute_bound(rows)
+    return step.first.is_compute_bound(rows)
 
 
 def _bound(part: StepParts, multiplies: bool) -> Bound:
     """What the largest share of the step waits for."""
-    work = part.gemm + part.experts
-    if part.network >= max(work + part.attention, part.host):
+    gemm, attention, experts, network, _, host = part
+    work = gemm + experts
+    whole = work + attention
+    if network >= whole and network >= host:
         return "network"
-    if part.host >= max(work + part.attention, part.network):
+    if host >= whole and host >= network:
         return "overhead"
-    return "compute" if multiplies and work >= 0.5 * (work + part.attention) else "memory"
+    return "compute" if multiplies and work >= 0.5 * whole else "memory"

@@ -9,7 +9,7 @@ of the kernel which this engine runs, and is not scaled.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime
@@ -17,7 +17,8 @@ from advisor.estimator.memory import KV_BYTES
 from advisor.types import KvFormat, Model
 
 
-class Attention(NamedTuple):
+@dataclass(frozen=True)
+class Attention:
     """One layer's attention on one GPU: coefficients."""
 
     t0: float
@@ -40,7 +41,7 @@ class Attention(NamedTuple):
         """Seconds of one decode step of one layer: `sequences` queries, each over `context` tokens."""
         if sequences <= 0:
             return 0.0
-        s = min(context, self.window)
+        s = context if context < self.window else self.window
         s = s if s > self.smin else self.smin
         work = sequences * s
         return float(

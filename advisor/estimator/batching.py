@@ -49,14 +49,14 @@ def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: flo
     tokens on average: whole prompts in some of the steps, or a part in each. With pipeline stages each of as many
     micro-batches has a budget of its own.
     """
-    steps, stages = max(osl, 1.0), step.stages
+    steps, stages = osl if osl > 1.0 else 1.0, step.stages
     context = isl + osl / 2
     flow = sequences * isl / steps
     decoding = sequences
     if flow + decoding > budget * stages:  # the token budget, not the slots, limits: some slots wait for their prompt
         decoding = budget * stages / (1 + isl / steps)
         flow = decoding * isl / steps
-    part = min(isl, budget)  # engines without chunked prefill are given a budget that takes a whole prompt
+    part = isl if isl < budget else budget  # engines without chunked prefill are given a budget that takes a whole prompt
     chunk = part * stages
     plain = step.step(decoding, context)
     if flow >= chunk:
@@ -66,8 +66,10 @@ def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: flo
         mean = plain + (mixed - plain) * flow / chunk
     chunks = float(math.ceil(isl / part))
     alone = step.prompt(isl)
-    first = max(alone, mixed * chunks)
-    return Flow(sequences, mean, decoding / mean, first, min(1.0, flow / chunk), chunks, alone)
+    first = mixed * chunks
+    if first < alone:
+        first = alone
+    return Flow(sequences, mean, decoding / mean, first, flow / chunk if flow < chunk else 1.0, chunks, alone)
 
 
 def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from advisor.errors import NotPossible
 from advisor.estimator import batching
@@ -26,7 +26,8 @@ CACHED: dict[tuple[object, ...], Prepared] = {}
 CACHE_SIZE = 512
 
 
-class Prepared(NamedTuple):
+@dataclass(frozen=True)
+class Prepared:
     """What does not depend on the load."""
 
     model: Model
@@ -58,13 +59,15 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
         return too_large(memory, load, notes)
     most = None if slots is None else slots * deployment.replicas
     width = deployment.tensor_parallel if deployment.attention_dp else 1
-    limit = min(ready.batch * width, slots if slots is not None else ready.batch * width)
+    limit = ready.batch * width
+    if slots is not None and slots < limit:
+        limit = slots
     if step is None:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
         return only_memory(memory, load, most, limit, notes)
     flow, first = _flow(ready, step, deployment, load, limit, notes)
     assert ready.constants is not None and ready.spread is not None
-    case = Case(model, deployment, load, ready.constants, memory, step, ready.spread)
+    case = Case(deployment, load, ready.constants, memory, step, ready.spread)
     return answer(case, flow, first, most, busy_replicas(deployment, load), notes)
 
 
@@ -110,12 +113,12 @@ def _with_draft(memory: Parts, model: Model, deployment: Deployment) -> Parts:
     """The ledger with the draft's weights, cut as the model's are; its cache is small and not counted."""
     assert deployment.speculation is not None
     draft = draft_weight_bytes(model, deployment.speculation) / ranks(deployment)
-    return memory._replace(weights=memory.weights + draft, cache=None if memory.cache is None else memory.cache - draft)
+    return replace(memory, weights=memory.weights + draft, cache=None if memory.cache is None else memory.cache - draft)
 
 
 def busy_replicas(deployment: Deployment, load: Load) -> int:
     """Replicas that have work: fewer requests than replicas leave some idle."""
-    if load.concurrency is None:
+    if load.concurrency is None or deployment.replicas == 1:
         return deployment.replicas
     return max(1, min(deployment.replicas, math.ceil(load.concurrency)))
 
@@ -165,8 +168,8 @@ def _flow(
 ) -> tuple[batching.Flow, FirstToken | None]:
     """The steady state of one replica and its TTFT by cause; None when no mean exists (saturated)."""
     replicas, tokens, request = busy_replicas(deployment, load), ready.tokens, ready.host.request_ms * 1e-3
-    isl = max(1.0, load.isl * (1 - (load.shared_prefix if deployment.prefix_reuse else 0.0)))
-    osl = max(1.0, load.osl)
+    isl = load.isl * (1 - load.shared_prefix) if deployment.prefix_reuse else load.isl
+    isl, osl = isl if isl > 1.0 else 1.0, load.osl if load.osl > 1.0 else 1.0
     if deployment.batching == "static":
         sequences = min(limit, (load.concurrency or limit * replicas) / replicas)
         idle = batching.static_idle_share(load, sequences)

@@ -197,7 +197,7 @@ def with_draft(step: StepTime, model: Model, weights: WeightFormat, speculation:
         acceptance = acceptance_of(model, speculation.method, min(speculation.draft_len, LONGEST_DRAFT)).typical
     queries = speculation.draft_len + 1
     groups = tuple(
-        (op._replace(flop_time=op.flop_time * queries, prefill_t0=0.0, prefill_pair=0.0, prefill_token=0.0), times)
+        (replace(op, flop_time=op.flop_time * queries, prefill_t0=0.0, prefill_pair=0.0, prefill_token=0.0), times)
         for op, times in step.groups
     )
     tokens = expected_tokens(acceptance, speculation.draft_len)

@@ -16,6 +16,7 @@ kernel on Hopper, Machete, was measured by us and does not (docs/evidence.md; ve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from advisor.estimator.constants import Constants
@@ -30,6 +31,10 @@ FORM = {  # weight format -> (fitted op, peak)
     "int8_sq": ("int8_sq", "int8"), "int8_wo": ("int8_wo", "bf16"), "int4_awq": ("int4", "bf16"),
     "int4_gptq": ("int4", "bf16"), "w4a8_awq": ("w4a8", "fp8"), "nvfp4": ("nvfp4", "fp4"), "mxfp4": ("mxfp4", "fp4"),
 }  # fmt: skip
+
+
+Runs = tuple[tuple[float, tuple[tuple[float, ...], ...]], ...]
+"""(the rows that are multiplied at least, the Gemms of which that is true), ..."""
 
 
 class Shares(NamedTuple):
@@ -53,28 +58,38 @@ class Gemm(NamedTuple):
     inverse: float
     linear: float
     least: float
+    times: float = 1.0
+    """how often one stage's step multiplies by such a matrix"""
 
     def seconds(self, m: float) -> float:
         """Time of M rows."""
-        return total_seconds(((self, 1.0),), m)
+        return total_seconds(in_runs((self,)), m)
 
     def is_compute_bound(self, m: float) -> bool:
         """Whether M rows take longer to multiply than to move."""
         return self.per_row * (self.least if FEW < m < self.least else m) > self.bytes_fixed + self.bytes_row * m
 
 
-def total_seconds(gemms: Iterable[tuple[Gemm, float]], m: float) -> float:
-    """Time of M rows through every matrix as many times as it says. One loop: a step is little else, and is asked often."""
+def in_runs(gemms: Iterable[Gemm]) -> Runs:
+    """The matrices in runs of equal `least`, as plain tuples: a step is little else than these, and is asked often."""
+    return tuple((least, tuple(map(tuple, run))) for least, run in groupby(gemms, key=lambda one: one.least))
+
+
+def total_seconds(runs: Runs, m: float) -> float:
+    """Time of M rows through every matrix as many times as it says."""
     seconds = 0.0
-    for (fixed, per_row, per_tile_row, bytes_fixed, bytes_row, power, inverse, linear, least), times in gemms:
+    for least, gemms in runs:
         rows = least if FEW < m < least else m
-        compute = per_row * rows + per_tile_row * (rows if rows < 128 else 128.0)
-        memory = bytes_fixed + bytes_row * m
-        seconds += (fixed + linear * m + (compute**power + memory**power) ** inverse) * times
+        tile = rows if rows < 128 else 128.0
+        for fixed, per_row, per_tile_row, bytes_fixed, bytes_row, power, inverse, linear, _, times in gemms:
+            compute, memory = per_row * rows + per_tile_row * tile, bytes_fixed + bytes_row * m
+            seconds += (fixed + linear * m + (compute**power + memory**power) ** inverse) * times
     return seconds
 
 
-def gemm(constants: Constants, host: Runtime, weights: WeightFormat, k: float, n: float, bits: float) -> Gemm:
+def gemm(
+    constants: Constants, host: Runtime, weights: WeightFormat, k: float, n: float, bits: float, times: float = 1.0
+) -> Gemm:
     """The coefficients of a [K, N] matrix with `bits` per weight, in the kernels of this engine release."""
     vector, peak, shares = _vector(constants, host, weights)
     bandwidth, rate = constants.bandwidth * vector["eb"] * shares.memory, peak * vector["ec"] * shares.compute
@@ -92,6 +107,7 @@ def gemm(constants: Constants, host: Runtime, weights: WeightFormat, k: float, n
         inverse=1 / vector["p"],
         linear=vector["q"] * 2 * k / constants.bandwidth,
         least=shares.least,
+        times=times,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from advisor.errors import NotPossible
 from advisor.estimator.engines import runtime_of
@@ -16,7 +16,8 @@ COLLECTIVE_BYTES = 0.36e9
 """NCCL buffers of one group of 2 to 8 GPUs: aiconfigurator-core 0.12.0 systems/*.yaml nccl_mem (358612992 to 411041792)"""
 
 
-class Parts(NamedTuple):
+@dataclass(frozen=True)
+class Parts:
     """Bytes of the fullest GPU of one replica."""
 
     weights: float
@@ -197,7 +198,8 @@ def parts(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine, max_nu
 def sequence_bytes(memory: Parts, tokens: float) -> float:
     """Cache bytes of one sequence of `tokens` tokens on one GPU."""
     whole = math.ceil(tokens / memory.block) * memory.block
-    kept = min(whole, memory.window + memory.block)
+    most = memory.window + memory.block
+    kept = whole if whole < most else most
     return memory.per_token * whole + memory.per_token_local * kept + memory.per_sequence
 
 

@@ -14,7 +14,7 @@ Constants per GPU and format in profiles/constants.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime
@@ -27,7 +27,8 @@ FORM = {
 }  # fmt: skip
 
 
-class Experts(NamedTuple):
+@dataclass(frozen=True)
+class Experts:
     """The routed experts of one layer on one rank: coefficients."""
 
     t0: float

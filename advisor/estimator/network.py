@@ -9,7 +9,7 @@ messages at a share of the bus that the published tables determine.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime
@@ -21,7 +21,8 @@ LINK_SHARE = 0.6
 """of a link never fitted: what the fitted NVLink tables reach of theirs"""
 
 
-class Collective(NamedTuple):
+@dataclass(frozen=True)
+class Collective:
     """Seconds of one collective as a function of its bytes."""
 
     t0: float

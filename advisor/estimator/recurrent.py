@@ -10,7 +10,7 @@ prefill at 0.05 to 0.14 of the peak.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from advisor.estimator.constants import Constants
 from advisor.types import Model
@@ -21,7 +21,8 @@ SCAN_FLOPS = 12.0
 SCAN_SHARE = 0.1
 
 
-class Scan(NamedTuple):
+@dataclass(frozen=True)
+class Scan:
     """Coefficients of one layer."""
 
     sequence_time: float

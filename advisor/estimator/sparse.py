@@ -11,7 +11,7 @@ shows half. The slope at 256 sequences of 131,072 tokens is twice the bytes of t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from advisor.estimator.constants import Constants
 from advisor.types import Model
@@ -24,7 +24,8 @@ SCORE_SHARE = 0.4
 """of the FP8 peak: what prefill attention reaches"""
 
 
-class Indexer(NamedTuple):
+@dataclass(frozen=True)
+class Indexer:
     """Coefficients of one layer; the indexer is copied on every tensor-parallel rank."""
 
     t0: float

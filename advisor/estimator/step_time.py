@@ -12,7 +12,7 @@ from typing import NamedTuple
 from advisor.estimator.attention import Attention, attention
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime, runtime_of
-from advisor.estimator.gemm import Gemm, gemm, total_seconds
+from advisor.estimator.gemm import Gemm, Runs, gemm, in_runs, total_seconds
 from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
 from advisor.estimator.network import NONE, Collective, all_gather, all_reduce
@@ -46,12 +46,14 @@ class StepParts(NamedTuple):
         return self.gemm + self.attention + self.experts + self.network + self.elementwise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StepTime:
     """All coefficients of one model in one deployment on one GPU; build with `step_time`."""
 
-    dense: tuple[tuple[Gemm, float], ...]
-    head: Gemm
+    dense: Runs
+    first: Gemm
+    """of `dense`"""
+    head: Runs
     sampling: float
     """seconds to sample one token from its logits"""
     groups: tuple[tuple[Attention, float], ...]
@@ -110,18 +112,18 @@ class StepTime:
 
     def _parts(self, decode: float, context: float, prefill: float, length: float) -> StepParts:
         tokens = decode + prefill
-        mine = prefill / self.width
-        rows = decode / self.width + mine
+        running, mine = decode / self.width, prefill / self.width
+        rows = running + mine
         dense = total_seconds(self.dense, rows)
         sampled = (decode + prefill / length) / self.width
-        dense += (self.head.seconds(sampled) + sampled * self.sampling) / self.stages
+        dense += (total_seconds(self.head, sampled) + sampled * self.sampling) / self.stages
         attend = 0.0
         for op, times in self.groups:
-            attend += times * (op.decode(decode / self.width, context) + op.prefill(mine, length))
+            attend += times * (op.decode(running, context) + op.prefill(mine, length))
         if self.indexer is not None:
-            attend += self.indexed_layers * self.indexer.seconds(decode / self.width, context, mine, length)
+            attend += self.indexed_layers * self.indexer.seconds(running, context, mine, length)
         if self.scan is not None:
-            attend += self.scan_layers * self.scan.seconds(decode / self.width, mine)
+            attend += self.scan_layers * self.scan.seconds(running, mine)
         size = tokens * self.hidden_bytes
         wire = self.reduce.seconds(size) * self.collectives
         routed = 0.0
@@ -172,7 +174,7 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
     tp, pp = deployment.tensor_parallel, deployment.pipeline_parallel
     width = tp if deployment.attention_dp else 1
     dense = tuple(
-        (_gemm(constants, host, model, matrix, deployment), matrix.layers / pp)
+        _gemm(constants, host, model, matrix, deployment, matrix.layers / pp)
         for matrix in matrices(model)
         if matrix.group in ("attention", "mlp", "shared", "router", "recurrent")
     )
@@ -180,8 +182,9 @@ def step_time(constants: Constants, model: Model, deployment: Deployment, engine
     moe_layers = model.moe.layers if model.moe else 0
     routed = _experts(constants, host, model, deployment)
     return StepTime(
-        dense=dense,
-        head=_gemm(constants, host, model, head, deployment),
+        dense=in_runs(dense),
+        first=dense[0],
+        head=in_runs((_gemm(constants, host, model, head, deployment, 1.0),)),
         sampling=host.sampling * 4.0 * model.vocab / (constants.bandwidth * ELEMENT_EFFICIENCY),
         groups=_attention(constants, host, model, deployment, tp // width),
         indexer=indexer(constants, model),
@@ -243,10 +246,10 @@ def _experts(constants: Constants, host: Runtime, model: Model, deployment: Depl
     return experts(constants, host, model, model.moe, form, bits_per_element(form), ep, max(1, tp // ep))
 
 
-def _gemm(constants: Constants, host: Runtime, model: Model, matrix: Matrix, deployment: Deployment) -> Gemm:
+def _gemm(constants: Constants, host: Runtime, model: Model, matrix: Matrix, deployment: Deployment, times: float) -> Gemm:
     part = share(matrix, deployment)
     k = matrix.inputs * (part if matrix.split == "in" else 1.0)
     n = matrix.outputs * (part if matrix.split == "out" else 1.0)
     form = deployment.weights if is_quantized(matrix, model, deployment.weights, deployment.keep_high_precision) else "bf16"
     group_size = model.quantized.group_size if model.quantized else None
-    return gemm(constants, host, form, k, n, bits_per_element(form, group_size))
+    return gemm(constants, host, form, k, n, bits_per_element(form, group_size), times)
