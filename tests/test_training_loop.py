@@ -125,6 +125,27 @@ def test_the_time_allowed_and_a_loss_that_is_no_number_end_it(tiny: Path, tmp_pa
     assert all(each.equal(_student(tiny).get_parameter(name)) for name, each in model.named_parameters())
 
 
+@pytest.mark.slow
+@REAL
+def test_time_is_counted_from_now_on_and_what_it_ended_goes_on(tiny: Path, tmp_path: Path) -> None:
+    """An earlier run took an hour and a half of steps: a minute more is a minute more, and ends with a calm run's weights."""
+    model, calm = _student(tiny), _student(tiny)
+    assert _train(model, predict_next, tmp_path / "a", KILLED, max_seconds=0.0).step == 1
+    with Journal(tmp_path / "a") as journal:
+        long_ago = {**next(one for one in journal.events[::-1] if one["event"] == "finished")}
+        journal.record("finished", **{**_bare(long_ago), "value": {**long_ago["value"], "spent": 5400.0}})
+    assert _train(_student(tiny), predict_next, tmp_path / "a", KILLED, max_seconds=0.0).step == 1
+    model = _student(tiny)
+    found = _train(model, predict_next, tmp_path / "a", KILLED, max_seconds=60.0)
+    assert (found.stopped, found.step) == ("done", KILLED.steps) and found.spent > 5400
+    _train(calm, predict_next, tmp_path / "b", KILLED)
+    assert all(each.equal(calm.get_parameter(name)) for name, each in model.named_parameters())
+
+
+def _bare(event: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name not in ("event", "at")}
+
+
 _SCRIPT = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path

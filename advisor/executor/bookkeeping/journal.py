@@ -90,14 +90,17 @@ class Journal:
         event = next((one for one in reversed(self.events) if one["event"] == "finished" and one["stage"] == stage), None)
         return digest(event["files"]) if event else None
 
-    def do(self, stage: str, inputs: Mapping[str, Any], make: Callable[[], Made]) -> tuple[dict[str, Any], bool]:
+    def do(
+        self, stage: str, inputs: Mapping[str, Any], make: Callable[[], Made], *,
+        suffices: Callable[[dict[str, Any]], bool] = lambda _value: True,
+    ) -> tuple[dict[str, Any], bool]:  # fmt: skip
         """The value of a stage, and whether it was there already: made now unless it is finished.
 
         make returns a value (plain data) and the files it left in the work folder; these are hashed and synced before the
-        event says so.
+        event says so. suffices: whether a value that is there is enough; what was cut short may be made again.
         """
         found = self.find(stage, inputs)
-        if found is not None:
+        if found is not None and suffices(found):
             return found, True
         began = time.monotonic()
         key = self._key(inputs)
@@ -108,7 +111,7 @@ class Journal:
             for folder in {path.parent for path in files} | {self.folder}:
                 sync_folder(folder)
         seconds = round(time.monotonic() - began, 3)
-        plain = json.loads(json.dumps(value | {"seconds": seconds}))
+        plain = json.loads(json.dumps(value))
         self.record("finished", stage=stage, key=key, files=hashes, value=plain, seconds=seconds)
         self._verified.add(f"{stage}:{key}")
         return plain, False

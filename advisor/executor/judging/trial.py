@@ -15,7 +15,7 @@ from advisor.executor.bookkeeping.progress import Progress
 from advisor.executor.judging import evaluation, pace, tasks
 from advisor.executor.judging.evaluation import Block
 from advisor.executor.judging.tasks import Scores
-from advisor.executor.learning.training import Trained, read_trained
+from advisor.executor.learning.training import Trained, cut_short, read_trained
 from advisor.executor.quantizing import causal_model, checkpoint, quantization
 from advisor.executor.quantizing.quantization import Scheme, Sensitivities
 from advisor.types import LayerSensitivity
@@ -50,6 +50,8 @@ class Lesson:
     """what it depends on, as plain data"""
     teach: Callable[[Any, str], Trained]
     """(the quantized model, the journal's name for it) -> what it gave; the model is trained in place"""
+    seconds_left: Callable[[], float | None]
+    """that a training that begins, or goes on, now may take; None: as long as it likes"""
 
 
 class Bench:
@@ -129,7 +131,10 @@ class Bench:
         inputs = {"scheme": scheme.plain(), "calibration": digest(calibration), "held_out": digest(held_out), "seed": self.seed}
         inputs |= self.mark | ({"lesson": lesson.inputs} if lesson else {})
         with memory_errors():
-            value, was_there = self.journal.do(f"{name}/quantize", inputs, make)
+            value, was_there = self.journal.do(
+                f"{name}/quantize", inputs, make,
+                suffices=lambda value: lesson is None or not cut_short(value["trained"], lesson.seconds_left()),
+            )  # fmt: skip
         if was_there:
             self.progress.say("kept", f"{name}: {scheme.name} was made already, its files are as they were")
         return Trial(

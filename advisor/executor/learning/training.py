@@ -105,10 +105,11 @@ def train(
 
     name: of the journal's stages and of the checkpoints' folder. inputs: what the model was made from and the objective, as
     plain data: a checkpoint of other inputs is not found. validate: lower is better; it sees the model in evaluation mode.
-    max_seconds: of steps; training stops there with what it has. settle: what is done to the trained model while it is in 32
-    bits still. Raises FileProblem.
+    max_seconds: from now on, whatever an earlier run took; training stops there with what it has, and one that stopped so
+    goes on. settle: what is done to the trained model while it is in 32 bits still. Raises FileProblem.
     """
     key = {**inputs, "settings": asdict(settings), "sequences": digest(list(sequences))}
+    ends = None if max_seconds is None else time.monotonic() + max_seconds
     with _in_full_width(model):
         loop = _Loop(model, settings, Trained(settings.steps), journal, name, key)
         kept = loop.resume()
@@ -117,11 +118,13 @@ def train(
         order = batches(len(sequences), settings.batch, settings.seed)
         for _ in range(loop.now.step):
             next(order)
+        if cut_short(asdict(loop.now), max_seconds):
+            loop.now = replace(loop.now, stopped="")
         tick = progress.track(name, settings.steps, loop.now.step)
         if not kept:
             loop.checkpoint(validate, progress)
         while not loop.now.stopped:
-            loop.advance([sequences[index] for index in next(order)], objective, max_seconds)
+            loop.advance([sequences[index] for index in next(order)], objective, ends)
             tick(loop.now.step)
             if loop.now.step == FIRST + 1 and loop.now.foreseen is not None:
                 progress.say("foreseen", f"{name}: about {loop.now.foreseen:.0f} s for all steps", seconds=loop.now.foreseen)
@@ -132,6 +135,11 @@ def train(
         if settle is not None:
             settle(model)
         return loop.now
+
+
+def cut_short(trained: Mapping[str, Any], max_seconds: float | None) -> bool:
+    """Whether a finished training, as plain data, stopped for want of time and may go on now."""
+    return trained["stopped"] == "late" and (max_seconds is None or max_seconds > 0)
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[tuple[int, ...]]:
@@ -179,8 +187,9 @@ class _Loop:
         self.weights = {one: each for one, each in model.named_parameters() if each.requires_grad}
         self.optimizer = torch.optim.AdamW(self.weights.values(), weight_decay=settings.weight_decay)
 
-    def advance(self, batch: Sequence[tuple[int, ...]], objective: Objective, max_seconds: float | None) -> None:
-        """One step. A batch whose loss is no number changes no weight and ends the training."""
+    def advance(self, batch: Sequence[tuple[int, ...]], objective: Objective, ends: float | None) -> None:
+        """One step, the last where it is over after `ends` (time.monotonic()). A batch whose loss is no number changes no
+        weight and ends the training."""
         import torch
 
         began, now, settings = time.monotonic(), self.now, self.settings
@@ -202,7 +211,7 @@ class _Loop:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         took = time.monotonic() - began
-        late = max_seconds is not None and now.spent + took >= max_seconds
+        late = ends is not None and time.monotonic() >= ends
         self.now = replace(
             now,
             step=now.step + sound,

@@ -20,7 +20,7 @@ from advisor.executor.judging.scoring import Loss, scored
 from advisor.executor.judging.trial import SELECTION, Bench, Sequences, memory_errors
 from advisor.executor.learning import pruning
 from advisor.executor.learning.objectives import imitate, imitate_layers
-from advisor.executor.learning.training import SLOWER, Settings, Trained, read_trained, train
+from advisor.executor.learning.training import SLOWER, Settings, Trained, cut_short, read_trained, train
 from advisor.executor.quantizing import causal_model
 from advisor.executor.quantizing.checkpoint import size_mb
 from advisor.executor.request import Remedy, whole_number
@@ -138,7 +138,7 @@ def _make(run: Run, remedy: Remedy, course: Course) -> Made:
     inputs = {"layers": layers, "watched": digest(watched), "seed": run.request.seed}
 
     def cut() -> tuple[dict[str, Any], tuple[Path, ...]]:
-        model = run.bench.fresh()
+        began, model = time.monotonic(), run.bench.fresh()
         total = model.config.num_hidden_layers
         if not 0 < layers < total:
             raise InputError(f"a student of {layers} layers", where="--student-layers", hint=f"1 to {total - 1}")
@@ -147,7 +147,7 @@ def _make(run: Run, remedy: Remedy, course: Course) -> Made:
         with file_errors(folder):
             files = pruning.write_model(model, run.bench.model, folder / "cut")
         pruning.check_same(model, causal_model.load_model(folder / "cut"), watched[0])
-        return asdict(found), files
+        return asdict(found) | {"seconds": time.monotonic() - began}, files
 
     with memory_errors():
         value, _ = journal.do(f"{NAME}/cut", inputs, cut)
@@ -165,6 +165,8 @@ def _learn(run: Run, remedy: Remedy, course: Course, cut: pruning.Cut, inputs: d
     settings = _settings(run, remedy)
     weight = _number(remedy, "hidden_weight", 0.0)
     key = {**inputs, "objective": ["logits_kl", weight], "validating": digest(validating)}
+    left = run.seconds_left()
+    most = None if left is None else max(0.0, left - course.judging)
 
     def make() -> tuple[dict[str, Any], tuple[Path, ...]]:
         teacher, student = run.bench.fresh(), causal_model.load_model(folder / "cut")
@@ -173,14 +175,18 @@ def _learn(run: Run, remedy: Remedy, course: Course, cut: pruning.Cut, inputs: d
         trained = train(
             student, learning, objective, settings, journal=journal, name=f"{NAME}/training", inputs=key,
             progress=run.progress, validate=(lambda model: _mean(judge, model, validating)) if validating else None,
-            max_seconds=None if (left := run.seconds_left()) is None else max(0.0, left - course.judging),
+            max_seconds=most,
         )  # fmt: skip
         with file_errors(folder):
             files = pruning.write_model(student, run.bench.model, folder / "checkpoint")
         return {"training": asdict(trained), "peak_gib": round(causal_model.peak_gib(), 2)}, files
 
-    value, _ = journal.do(f"{NAME}/distil", {**key, "settings": asdict(settings), "learning": digest(learning)}, make)
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    value, _ = journal.do(
+        f"{NAME}/distil", {**key, "settings": asdict(settings), "learning": digest(learning)}, make,
+        suffices=lambda value: not cut_short(value["training"], most),
+    )  # fmt: skip
+    if value["training"]["stopped"] != "late":  # which goes on from there when it is given more time
+        shutil.rmtree(folder / "training", ignore_errors=True)
     return value
 
 

@@ -69,7 +69,9 @@ def recover(run: Run, remedy: Remedy) -> str | None:
     run.bench.original(course.checks)
     verdict = run.attempt(remedy.rule, "qat", start.trial.scheme, _lesson(run, course, start))
     run.changes[-1] = _told(run.changes[-1], course, start, run)
-    shutil.rmtree(run.bench.journal.folder / f"round-{run.round}" / "training", ignore_errors=True)
+    trained = run.trials[-1].trial.trained
+    if trained is None or trained.stopped != "late":  # which goes on from there when it is given more time
+        shutil.rmtree(run.bench.journal.folder / f"round-{run.round}" / "training", ignore_errors=True)
     return verdict
 
 
@@ -122,6 +124,10 @@ def _lesson(run: Run, course: Course, start: Judged) -> Lesson:
 
     after = sum(start.trial.seconds.get(part, 0.0) for part in ("measure", "measure", "export"))
 
+    def seconds_left() -> float | None:
+        left = run.seconds_left()
+        return None if left is None else left - after
+
     def loss_of(model: Any) -> float:
         return evaluation.loss_pct(run.bench.compare(model, course.checks, "validation"), metric)[0]
 
@@ -137,11 +143,11 @@ def _lesson(run: Run, course: Course, start: Judged) -> Lesson:
             inputs=inputs,
             progress=run.progress,
             validate=loss_of if course.checks else None,
-            max_seconds=None if (left := run.seconds_left()) is None else left - after,
+            max_seconds=seconds_left(),
             settle=quantization.settle,
         )
 
-    return Lesson(inputs, teach)
+    return Lesson(inputs, teach, seconds_left)
 
 
 def _told(change: Change, course: Course, start: Judged, run: Run) -> Change:

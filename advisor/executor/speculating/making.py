@@ -15,7 +15,7 @@ from advisor.executor.judging import pace
 from advisor.executor.judging.trial import memory_errors
 from advisor.executor.learning import pruning
 from advisor.executor.learning.objectives import imitate
-from advisor.executor.learning.training import SLOWER, Settings, Trained, train
+from advisor.executor.learning.training import SLOWER, Settings, Trained, cut_short, read_trained, train
 from advisor.executor.quantizing import causal_model
 from advisor.executor.quantizing.calibration import SHORTEST, read_prompts
 from advisor.executor.speculating.drafting import Order
@@ -129,9 +129,11 @@ def _make_layers(
 
     taken, _ = journal.do("layers/cut", inputs, cut)
     key = {**inputs, "cut": journal.events_key("layers/cut")}
-    value, _ = journal.do("layers/learn", {**key, "settings": asdict(settings), "texts": digest(list(learned))}, learn)
-    known: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in value.items()}
-    training = Trained(**{name: known[name] for name in Trained.__dataclass_fields__})
+    value, _ = journal.do(
+        "layers/learn", {**key, "settings": asdict(settings), "texts": digest(list(learned))}, learn,
+        suffices=lambda value: not cut_short(value, most),
+    )  # fmt: skip
+    training = read_trained(value)
     kept = ", ".join(map(str, taken["kept"]))
     first, best = training.validations[0][1], min(each for _, each in training.validations)
     how = f"layers {kept} of the target, counted from 0; KL from it {first:.2f} nats a token cut, {best:.2f} taught"
