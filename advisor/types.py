@@ -9,9 +9,13 @@ None always means "not known", never zero.
 Annotations are not deferred here: pydantic would compile each of the 500 again, 20 ms of every start.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
+
+_set = object.__setattr__
 
 Scalar = bool | int | float | str | None
 Basis = Literal["arithmetic", "published", "silicon", "measured"]
@@ -33,6 +37,18 @@ class Value(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", defer_build=True, populate_by_name=True, serialize_by_alias=True, protected_namespaces=()
     )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, in a fifth of its time: a search copies thousands, and no Value has extras or private attributes."""
+        if deep:
+            return super().model_copy(update=update, deep=True)
+        changes = update or {}
+        copied = self.__new__(type(self))
+        _set(copied, "__dict__", {**self.__dict__, **changes})
+        _set(copied, "__pydantic_fields_set__", self.__pydantic_fields_set__ | changes.keys())
+        _set(copied, "__pydantic_extra__", None)
+        _set(copied, "__pydantic_private__", None)
+        return copied
 
 
 # ---------------------------------------------------------------- Profile: what is there, made by profiler/

@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from checkout import show
 
-from advisor.estimator import deployment as deployments
 from advisor.estimator.batching import in_flight
 from advisor.estimator.constants import constants_of
 from advisor.estimator.deployment import estimate
@@ -64,8 +63,7 @@ def rates(name: str, gpu: Gpu, deployment: Deployment) -> dict[str, float]:
     step = step_time(constants, model, deployment, engine)
 
     def first(load: Load) -> None:
-        deployments.CACHED.clear()
-        estimate(model, gpu, deployment, load, engine)
+        estimate(model.model_copy(), gpu, deployment, load, engine)  # models are known again by identity
 
     return {
         f"{name}: {what}": found

@@ -7,10 +7,11 @@ A GPU that was never fitted takes the constants of the nearest fitted one of its
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from advisor import library
-from advisor.types import Gpu
+from advisor.types import Gpu, TensorRates
 
 DONORS = ((120, "rtx-pro-6000-blackwell-server"), (103, "b300"), (100, "b200"), (90, "h100-sxm-80gb"), (89, "l40s"))
 OLDEST_DONOR = "a100-sxm-80gb"
@@ -43,27 +44,33 @@ def donor(gpu: Gpu) -> str:
 
 def constants_of(gpu: Gpu) -> Constants | None:
     """The GPU's constants; None when its bandwidth or its 16-bit peak is not known (no time can be estimated then)."""
-    name = donor(gpu)
+    return _constants(donor(gpu), gpu.id, gpu.bandwidth_gb_s or 0.0, gpu.tflops, gpu.link, gpu.link_gb_s or 0.0)
+
+
+@cache
+def _constants(
+    name: str, gpu: str | None, own_gb_s: float, own: TensorRates, link: str | None, link_gb_s: float
+) -> Constants | None:
+    """The same value for every GPU of this kind, however many there are."""
     data = library.profile("constants", name)
     if data is None:
         return None
-    fitted = name == gpu.id
+    fitted = name == gpu
     if fitted:
         peaks = data["peaks"]
         rates = {key: _scaled(peaks[f"{key}_tflops"]) for key in ("bf16", "fp8", "int8", "fp4")}
         bandwidth = peaks["bandwidth_gb_s"] * 1e9
     else:
-        own = gpu.tflops
         rates = {
             "bf16": _scaled(own.bf16 or own.fp16),
             "fp8": _scaled(own.fp8),
             "int8": _scaled(own.int8),
             "fp4": _scaled(own.fp4),
         }
-        bandwidth = (gpu.bandwidth_gb_s or 0.0) * 1e9
+        bandwidth = own_gb_s * 1e9
     if not bandwidth or not rates["bf16"]:
         return None
-    return Constants(name, gpu.id, fitted, bandwidth, rates, data, gpu.link, (gpu.link_gb_s or 0.0) * 1e9)
+    return Constants(name, gpu, fitted, bandwidth, rates, data, link, link_gb_s * 1e9)
 
 
 def _scaled(tflops: float | None) -> float | None:

@@ -10,13 +10,13 @@ from advisor.estimator import batching
 from advisor.estimator.answer import Case, answer, only_memory, too_large
 from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
-from advisor.estimator.drafting import Speculating, draft_weight_bytes, speculating
+from advisor.estimator.drafting import Speculating, draft_weight_bytes, with_draft
 from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, drained, open_loop
 from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
 from advisor.estimator.step_time import StepTime, step_time
-from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model
+from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model, Speculation
 
 DEFAULT_TOKENS = 8192
 """tokens per step: TensorRT-LLM 1.x max_num_tokens=8192; vLLM max_num_batched_tokens=8192 on these GPUs"""
@@ -79,6 +79,7 @@ def plain_step(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -
 
 
 def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:
+    """What does not depend on the load. A draft is put before a plain deployment's steps, of which there are far fewer."""
     key = (
         id(model), id(gpu), deployment.tensor_parallel, deployment.pipeline_parallel, deployment.expert_parallel,
         deployment.attention_dp, deployment.weights, deployment.kv_cache, deployment.max_batch_size,
@@ -88,32 +89,40 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     found = CACHED.get(key)
     if found is not None:  # the entry keeps model and gpu alive, so their ids cannot be taken by others
         return found
-    check(model, gpu, deployment)
-    deployment = as_published(model, deployment)
-    host = runtime_of(engine, gpu.id)
-    tokens = deployment.max_num_tokens or host.tokens
-    batch = deployment.max_batch_size or host.batch
-    constants = constants_of(gpu)
-    step: Steps | None = None
-    spread: Spread | None = None
-    if constants is not None:
-        spread = spread_of(model, constants, deployment.weights, engine)
-        step = speculating(step_time(constants, model, deployment, engine), model, deployment)
-    memory = parts(model, gpu, deployment, engine, tokens, batch)
-    if deployment.speculation is not None:
-        memory = _with_draft(memory, model, deployment)
-    made = Prepared(model, gpu, memory, constants, step, spread, host, tokens, batch)
+    if deployment.speculation is None:
+        made = _plain(model, gpu, deployment, engine)
+    else:
+        plain = deployment.model_copy(update={"speculation": None})
+        made = _drafting(_prepare(model, gpu, plain, engine), model, as_published(model, deployment), deployment.speculation)
     if len(CACHED) >= CACHE_SIZE:
         CACHED.clear()
     CACHED[key] = made
     return made
 
 
-def _with_draft(memory: Parts, model: Model, deployment: Deployment) -> Parts:
-    """The ledger with the draft's weights, cut as the model's are; its cache is small and not counted."""
-    assert deployment.speculation is not None
-    draft = draft_weight_bytes(model, deployment.speculation) / ranks(deployment)
-    return replace(memory, weights=memory.weights + draft, cache=None if memory.cache is None else memory.cache - draft)
+def _plain(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:
+    check(model, gpu, deployment)
+    deployment = as_published(model, deployment)
+    host = runtime_of(engine, gpu.id)
+    tokens = deployment.max_num_tokens or host.tokens
+    batch = deployment.max_batch_size or host.batch
+    constants = constants_of(gpu)
+    step: StepTime | None = None
+    spread: Spread | None = None
+    if constants is not None:
+        spread = spread_of(model, constants, deployment.weights, engine)
+        step = step_time(constants, model, deployment, engine)
+    memory = parts(model, gpu, deployment, engine, tokens, batch)
+    return Prepared(model, gpu, memory, constants, step, spread, host, tokens, batch)
+
+
+def _drafting(plain: Prepared, model: Model, deployment: Deployment, speculation: Speculation) -> Prepared:
+    """With the draft's weights, cut as the model's are; its cache is small and not counted."""
+    assert not isinstance(plain.step, Speculating)
+    step = None if plain.step is None else with_draft(plain.step, model, deployment.weights, speculation)
+    draft, memory = draft_weight_bytes(model, speculation) / ranks(deployment), plain.memory
+    cache = None if memory.cache is None else memory.cache - draft
+    return replace(plain, step=step, memory=replace(memory, weights=memory.weights + draft, cache=cache))
 
 
 def busy_replicas(deployment: Deployment, load: Load) -> int:

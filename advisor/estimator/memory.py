@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from advisor.errors import NotPossible
 from advisor.estimator.engines import runtime_of
+from advisor.estimator.remembering import by_identity
 from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, matrices
 from advisor.types import Deployment, Engine, Gpu, KvFormat, Load, Model
 
@@ -60,6 +61,7 @@ def share(matrix: Matrix, deployment: Deployment) -> float:
     return 1.0 if deployment.attention_dp else 1.0 / tp
 
 
+@by_identity(512, values=1)
 def weight_bytes(model: Model, deployment: Deployment) -> float:
     """Bytes of weights on the fullest GPU (the first or last pipeline stage), scales included.
 

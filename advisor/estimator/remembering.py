@@ -10,19 +10,21 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-def by_identity(most: int) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+def by_identity(most: int, *, values: int = 0) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
     """Keep at most `most` results of a function of positional arguments, found again for the very same arguments.
 
-    Models and deployments are read once and passed around, and take longer to hash than most questions about them to answer.
-    An entry keeps its arguments alive, so their identities cannot be taken by others.
+    Models are read once and passed around, and take longer to hash than most questions about them to answer. An entry keeps its
+    arguments alive, so their identities cannot be taken by others. values: of the last so many arguments equal ones are the
+    same, as of deployments, which a search makes anew each time.
     """
 
     def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
-        known: dict[tuple[int, ...], tuple[object, Result]] = {}
+        known: dict[tuple[object, ...], tuple[object, Result]] = {}
 
         @wraps(function)
         def remembered(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-            key = tuple(map(id, args))
+            fixed = len(args) - values
+            key = (*map(id, args[:fixed]), *args[fixed:])
             entry = known.get(key)
             if entry is None:
                 if len(known) >= most:

@@ -17,6 +17,7 @@ from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
 from advisor.estimator.network import NONE, Collective, all_gather, all_reduce
 from advisor.estimator.recurrent import Scan, scan
+from advisor.estimator.remembering import by_identity
 from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, matrices
 from advisor.estimator.sparse import TOP, Indexer, indexer
 from advisor.types import Deployment, Engine, Model
@@ -170,7 +171,11 @@ class StepTime:
 
 def step_time(constants: Constants, model: Model, deployment: Deployment, engine: Engine) -> StepTime:
     """The coefficients for one model, deployment and engine on the GPU of `constants`."""
-    host = runtime_of(engine, constants.own)
+    return _step_time(constants, runtime_of(engine, constants.own), model, deployment)
+
+
+@by_identity(512, values=1)
+def _step_time(constants: Constants, host: Runtime, model: Model, deployment: Deployment) -> StepTime:
     tp, pp = deployment.tensor_parallel, deployment.pipeline_parallel
     width = tp if deployment.attention_dp else 1
     dense = tuple(

@@ -123,6 +123,7 @@ def combine(baseline: Deployment, options: tuple[Option, ...], spread: tuple[Lay
     for option in options:
         if not option.is_switch and not option.is_layout:
             ranked.setdefault(next(iter(option.changes)), [None]).append(option)
+    ways = [(layout, layout.changes()) for layout in spread]
     switched: dict[str, object] = {field: value for option in switches for field, value in option.changes.items()}
     for chosen in product(*ranked.values()):
         picked = [option for option in chosen if option is not None]
@@ -130,11 +131,7 @@ def combine(baseline: Deployment, options: tuple[Option, ...], spread: tuple[Lay
             continue
         changes = switched | {field: value for option in picked for field, value in option.changes.items()}
         rules = tuple(option.rule for option in (*switches, *picked))
-        for layout in spread:
+        for layout, way in ways:
             if layout.pipeline_parallel > 1 and "speculation" in changes:
                 continue  # MTP and EAGLE-3 do not run over pipeline stages (TensorRT-LLM's feature combination matrix)
-            yield Candidate(_changed(baseline, changes | layout.changes()), rules)
-
-
-def _changed(deployment: Deployment, changes: dict[str, object]) -> Deployment:
-    return deployment.model_copy(update=changes)
+            yield Candidate(baseline.model_copy(update=changes | way), rules)

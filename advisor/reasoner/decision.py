@@ -32,15 +32,16 @@ class Search:
 
     def estimate(self, deployment: Deployment) -> Estimate | None:
         """The estimate, or None where the engine or the model does not allow the deployment."""
-        if deployment not in self.estimates:
+        found = self.estimates.get(deployment)
+        if found is None:
             profile = self.profile
             try:
                 made = estimate(profile.model, profile.gpu, deployment, self.load, profile.engine)
             except NotPossible:
                 return None
             made = corrected(made, profile.corrections)
-            self.estimates[deployment] = made.model_copy(update={"loss": _loss(profile, deployment)})
-        return self.estimates[deployment]
+            found = self.estimates[deployment] = made.model_copy(update={"loss": _loss(profile, deployment)})
+        return found
 
     def try_all(self, baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> list[Tried]:
         """Every possible candidate with its estimate."""

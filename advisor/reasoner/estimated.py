@@ -29,7 +29,7 @@ class Estimates:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self._made: dict[str, Estimate | None] = {}
+        self._made: dict[tuple[Deployment, float | None, float | None], Estimate | None] = {}
 
     @cached_property
     def baseline(self) -> Deployment:
@@ -83,7 +83,7 @@ class Estimates:
         return self._estimate(self.baseline.model_copy(update=changes), self.load)
 
     def _estimate(self, deployment: Deployment, load: Load) -> Estimate | None:
-        key = f"{deployment.model_dump_json()} {load.concurrency} {load.rate}"
+        key = deployment, load.concurrency, load.rate
         if key not in self._made:
             profile = self.profile
             try:

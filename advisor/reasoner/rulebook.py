@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from os.path import isdir
 from pathlib import Path
 
@@ -37,9 +38,7 @@ def load_rules(overlay: Path | None = None, *, today: date | None = None) -> Rul
     today: the day against which the overlay's expiry dates are held. Raises the first problem: RuleProblem with file, line
     and caret, or FileProblem.
     """
-    files = read_folder(library.RULES, "rules")
-    _raise_first(problem for file in files for problem in file.problems)
-    rules = {file.id: file.rule for file in files if file.rule is not None}
+    rules = _shipped(library.RULES, library.fingerprint(library.RULES)).copy()
     overrides: tuple[Override, ...] = ()
     if overlay is not None:
         changes = read_overlay(overlay, rules, today or date.today())
@@ -47,6 +46,14 @@ def load_rules(overlay: Path | None = None, *, today: date | None = None) -> Rul
         _raise_first(_unknown_conflicts(changes.files, set(rules) | {file.id for file in changes.files}))
         rules, overrides = apply_overlay(changes, rules)
     return Rulebook(tuple(rules[rule_id] for rule_id in sorted(rules)), overrides)
+
+
+@lru_cache(maxsize=1)
+def _shipped(folder: Path, fingerprint: str) -> dict[str, Rule]:
+    """The rules of a folder by id, read again when a file of it has changed (its fingerprint then has)."""
+    files = read_folder(folder, "rules")
+    _raise_first(problem for file in files for problem in file.problems)
+    return {file.id: file.rule for file in files if file.rule is not None}
 
 
 def rules_in(folder: Path | None = None) -> tuple[Rule, ...]:
