@@ -88,8 +88,13 @@ def fingerprint(folder: Path) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file beside it, fsync, rename. Raises FileProblem."""
+    """Write a file whole or not at all: a temporary file beside it, fsync, rename. A link stays and what it leads to is
+    written; into a device or a pipe the text goes as it is. Raises FileProblem."""
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as the user's umask has it: others read it

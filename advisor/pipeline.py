@@ -185,11 +185,12 @@ def emit(report: Report, folder: Path) -> tuple[Path, ...]:
     """Write the serving files of a report's plan into a folder. Raises NoPlanFits, NotPossible, FileProblem."""
     from advisor.errors import NoPlanFits
     from advisor.executor.emitting.serving import write_serving
+    from advisor.executor.emitting.site import seen_from
     from advisor.library import write_whole
 
     if not report.plan.feasible:
         raise NoPlanFits("there is nothing to serve: no plan satisfies the limits", hint="; ".join(report.plan.shortfall))
-    files = write_serving(report.plan, report.profile)
+    files = write_serving(report.plan, seen_from(folder, report.profile))
     for name, text in files.items():
         write_whole(folder / name, text)
     return tuple(folder / name for name in files)

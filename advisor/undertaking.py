@@ -16,6 +16,7 @@ from advisor.estimator.memory import weight_bytes
 from advisor.executor.bookkeeping.progress import Progress
 from advisor.executor.bookkeeping.spending import Limit
 from advisor.executor.emitting.serving import write_serving
+from advisor.executor.emitting.site import seen_from
 from advisor.executor.publishing.delivery import deliver, open_shelf
 from advisor.executor.request import Answer, Options, Outcome, Remedy, Request, Served
 from advisor.executor.rounds import carry_out
@@ -137,7 +138,7 @@ class Undertaking:
         named = self.profile  # a student is in no folder but the one that is published
         if self.student is not None:
             named = named.model_copy(update={"model": named.model.model_copy(update={"folder": None})})
-        files |= write_serving(made.plan, named, made=any(change.artifact for change in changes))
+        files |= write_serving(made.plan, seen_from(self.request.out, named), made=any(change.artifact for change in changes))
         return files | {f"logs/{log.name}": read_text(log, what="log") for log in logs}
 
     def _student(self) -> Remedy | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors_files import write_model
 
 from advisor import types
 from advisor.cli import main
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+COMMAND = [sys.executable, "-c", "from advisor.cli import main; main()"]
 
 
 class Ran:
@@ -74,6 +77,21 @@ def test_a_plan_alone_is_emitted_with_its_model(advise, tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in (tmp_path / "alone").iterdir()} == {
         path.name: path.read_text() for path in (tmp_path / "made").iterdir()
     }
+
+
+def test_the_emitted_script_finds_a_model_that_was_named_from_here(  # type: ignore[no-untyped-def]
+    advise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """serve.sh starts where it lies; bf16 weights, so that the model is served as it is."""
+    write_model(tmp_path / "models" / "mine")
+    (tmp_path / "policy.yaml").write_text("deployment: {weights: [bf16]}\n")
+    monkeypatch.chdir(tmp_path)
+    for model, name in (("models/mine", "mine"), (tmp_path / "models" / "mine", "mine")):
+        question = ("--model", model, "--gpu", "h100", "--policy", "policy.yaml")
+        assert advise("emit", *question, "--engine", "vllm", "--out", "out/serving").status == 0
+        words = (tmp_path / "out" / "serving" / "serve.sh").read_text().splitlines()[-1].split()
+        assert (tmp_path / "out" / "serving" / words[3]).resolve() == tmp_path / "models" / "mine"
+        assert words[words.index("--served-model-name") + 1] == name
 
 
 def test_nothing_fits_is_4_and_says_what_gives(advise) -> None:  # type: ignore[no-untyped-def]
@@ -169,13 +187,33 @@ def test_without_a_gpu_here_it_says_how_to_plan_for_one(advise) -> None:  # type
     assert ran.status == 1 and "--gpu" in ran.err
 
 
-def test_a_closed_pipe_is_no_error() -> None:
-    code = "from advisor.cli import main; main()"
-    command = [sys.executable, "-c", code, "--model", MODEL, "--gpu", "h100"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("line", [f"--model {MODEL} --gpu h100", "schema", "rules list"])
+def test_a_closed_pipe_is_no_error(line: str) -> None:
+    with subprocess.Popen([*COMMAND, *line.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
-        assert "Traceback" not in process.stderr.read()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_a_full_disk_under_stdout_is_said() -> None:
+    full = Path("/dev/full")
+    if not full.is_char_device():
+        pytest.skip("no /dev/full on this system")
+    with full.open("w") as stdout:
+        done = subprocess.run([*COMMAND, "facts"], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1 and done.stderr == "error: cannot write: the disk is full\nnext:  free space\n"
+
+
+def test_interrupted_it_says_so_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "questions.yaml").write_text(f"models: [{MODEL}]\ngpus: [h100, h200, l40s, a100]\ntraffic: [chat, rag]\n")
+    command = [*COMMAND, "sweep", str(tmp_path / "questions.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().strip() == "stopped"
+    assert process.returncode == 130
 
 
 def test_rules_lint_and_test_pass(advise) -> None:  # type: ignore[no-untyped-def]

@@ -35,6 +35,25 @@ def test_a_finished_stage_is_not_done_again(tmp_path: Path) -> None:
         assert finished_stages(journal.events) == ("one",)
 
 
+def test_a_folder_in_which_nothing_was_begun_is_gone(tmp_path: Path) -> None:
+    with Journal(tmp_path / "work"):
+        assert (tmp_path / "work" / "lock").exists()
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "notes").write_text("mine")
+    with Journal(tmp_path / "work"):
+        pass
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["notes"]
+
+
+def test_a_stage_keeps_its_value_as_it_was_made(tmp_path: Path) -> None:
+    with Journal(tmp_path / "work") as journal:
+        assert journal.do("one", {}, lambda: ({"seconds": 7.5}, ()))[0] == {"seconds": 7.5}
+        assert journal.do("one", {}, lambda: ({"seconds": 1}, ()))[0] == {"seconds": 7.5}
+        value, _ = journal.do("one", {}, lambda: ({"seconds": 1}, ()), suffices=lambda value: value["seconds"] < 7)
+        assert value == journal.find("one", {}) == {"seconds": 1}
+
+
 def test_other_inputs_are_another_stage(tmp_path: Path) -> None:
     with Journal(tmp_path / "work") as journal:
         journal.do("one", {"a": 1}, _write(journal.folder / "x", "hello"))

@@ -226,6 +226,21 @@ def test_of_two_runs_on_one_folder_the_second_stops_and_a_dead_one_holds_nothing
     assert fourth.returncode == 0 and '"event": "reused"' in fourth.stderr and third.stdout == fourth.stdout
 
 
+def test_a_link_and_a_device_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(tmp_path / "pipe", "page")
+    assert (tmp_path / "pipe").is_fifo() and os.read(reader, 99) == b"page"
+    os.close(reader)
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link", "pipe"}
+    with pytest.raises(FileProblem, match="Is a directory"):
+        write_whole(tmp_path, "page")
+
+
 def test_what_is_written_is_readable_as_the_umask_has_it(tmp_path: Path) -> None:
     """Pages and serving files are read by other users: an artefact store, an engine's container."""
     before = os.umask(0o027)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
+from typing import Any
 
 import click
 
 from advisor import __version__
-from advisor.errors import AdvisorError
+from advisor.errors import AdvisorError, FileProblem
 
 COMMANDS = (
     "predict",
@@ -43,6 +46,18 @@ class Commands(click.Group):
         command: click.Command = importlib.import_module(f"advisor.cli.{name}_command").command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it. Who closed the pipe has read enough, which click would call a failure."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ENOSPC):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it is flushed again at the end, in vain
+            if error.errno == errno.EPIPE:
+                return 0
+            raise FileProblem("cannot write: the disk is full", where=error.filename or "", hint="free space") from None
+
 
 def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
@@ -52,11 +67,11 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 
 def main() -> None:
     """Run `advise`; every error the user can act on ends in three lines on stderr and its own exit status."""
-    from advisor.cli.advise_command import command
-
     try:
+        from advisor.cli.advise_command import command
+
         status = command.main(standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         status = 130
     except click.ClickException as error:
@@ -65,7 +80,4 @@ def main() -> None:
     except AdvisorError as error:
         click.echo(str(error), err=True)
         status = error.exit_status
-    except BrokenPipeError:
-        sys.stderr.close()
-        status = 0
     sys.exit(status if isinstance(status, int) else 0)

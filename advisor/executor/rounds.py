@@ -50,12 +50,16 @@ def carry_out(
     with Journal(request.work) as journal:
         if publication.was_published(journal, request.out):
             return publication.finish(journal, request.out)
+        begun, may_be_there = bool(journal.events), request.out.exists() or bool(request.shelves)
+        if not may_be_there:
+            check_request(request, profile, plan, folder, begun=begun)  # before the hashes, which take minutes of a large model
         progress.say("inputs", f"hashing the files of {folder}")
-        made_from, begun = take_fingerprint(request, profile, folder), bool(journal.events)
-        found = publication.find_published(journal, request, made_from, progress)
-        if found is not None:
-            return found
-        check_request(request, profile, plan, folder, begun=begun)
+        made_from = take_fingerprint(request, profile, folder)
+        if may_be_there:
+            found = publication.find_published(journal, request, made_from, progress)
+            if found is not None:
+                return found
+            check_request(request, profile, plan, folder, begun=begun)
         prompts = whole_number(parameters, "calibration_prompts", 0) or None
         material = gather_material(request, profile, plan, made_from, journal, prompts, progress)
         progress.spending = Spending(journal, request.limits, causal_model.gpus())

@@ -35,8 +35,8 @@ def unknown(name: str) -> UnknownName:
     """The error for a name that nobody has heard of, with the nearest ids and short names, or all ids when none is near."""
     known = dict.fromkeys([*gpu_names(), *(said.lower() for kind in ("short", "exact") for said in _names(kind))])
     error = UnknownName("GPU", name, known, where=f"--gpu {name!r}")
-    if not error.near:
-        error.hint = "known are: " + ", ".join(gpu_names())
+    near = dict.fromkeys(identify(one)[0] or one for one in error.near)  # many names are one GPU's
+    error.hint = f"did you mean {' or '.join(near)}?" if near else "known are: " + ", ".join(gpu_names())
     return error
 
 

@@ -34,7 +34,7 @@ def load_profile(path: str | Path) -> Profile:
     Raises FileProblem: not JSON, another schema version, keys or values that no profile has.
     """
     where = str(path)
-    data = _parsed(read_text(Path(path), largest=LARGEST, what="profile"), where)
+    data = _parsed(read_text(Path(path), largest=LARGEST, what="profile"), where, _HINT)
     if not isinstance(data, dict):
         raise FileProblem("this is not a profile: it is no JSON object", where=where, hint=_HINT)
     if "schema_version" in data or "profile" in data:
@@ -60,7 +60,7 @@ def load_profile(path: str | Path) -> Profile:
 def load_report(path: str | Path) -> Report:
     """The report in a file of `advise --format json`. Raises FileProblem: not JSON, another version, unknown keys or values."""
     where = str(path)
-    data = _parsed(read_text(Path(path), what="report"), where)
+    data = _parsed(read_text(Path(path), what="report"), where, _REPORT_HINT)
     if not isinstance(data, dict) or "plan" not in data:
         raise FileProblem("this is not a report: it has no plan", where=where, hint=_REPORT_HINT)
     if data.get("schema_version") != SCHEMA_VERSION:
@@ -77,7 +77,7 @@ def load_report(path: str | Path) -> Report:
 def load_plan(path: str | Path) -> Report | Plan:
     """The report in a file, or a plan alone as `advise plan` prints it. Raises FileProblem as load_report."""
     where = str(path)
-    data = _parsed(read_text(Path(path), what="plan"), where)
+    data = _parsed(read_text(Path(path), what="plan"), where, _REPORT_HINT)
     if isinstance(data, dict) and "deployment" in data and "plan" not in data:
         return _validated(Plan, data, where, "plan")
     return load_report(path)
@@ -89,16 +89,16 @@ def _check_numbers(profile: Profile, where: str) -> None:
             raise FileProblem(f"{name} is {value}: no figure of a profile is negative or infinite", where=where, hint=_HINT)
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, where: str, hint: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise FileProblem(f"{constant} is not a JSON value", where=where, hint="write null for what is not known")
 
     try:
         return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        raise FileProblem(f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}:{error.colno}", hint=_HINT) from None
+        raise FileProblem(f"not valid JSON: {error.msg}", where=f"{where}:{error.lineno}:{error.colno}", hint=hint) from None
     except (RecursionError, ValueError):
-        raise FileProblem("this JSON is nested too deeply, or has a number too long to read", where=where, hint=_HINT) from None
+        raise FileProblem("this JSON is nested too deeply, or has a number too long to read", where=where, hint=hint) from None
 
 
 def _validated(value: type[Kept], data: Any, where: str, what: str) -> Kept:

@@ -51,7 +51,12 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Let the lock go; a folder in which nothing was begun goes too."""
         if self._lock is not None:
+            if not self.events:
+                with contextlib.suppress(OSError):
+                    (self.folder / LOCK).unlink()
+                    self.folder.rmdir()
             self._lock.close()
 
     def record(self, event: str, **values: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ def site_of(plan: Plan, profile: Profile, *, made: bool = False) -> Site:
             where="tensor_parallel x pipeline_parallel",
             hint="choose a size that fills whole nodes",
         )
-    name = model.name if model.folder is None else re.split(r"[/\\]", model.folder.rstrip("/\\"))[-1] or model.name
+    last = re.split(r"[/\\]", (model.folder or "").rstrip("/\\"))[-1]
+    name = model.name if last in ("", ".", "..") else last
     found = _checkpoint(plan, profile, made)
     draft = deployment.speculation.draft_model if deployment.speculation is not None else None
     return Site(
@@ -76,6 +78,16 @@ def site_of(plan: Plan, profile: Profile, *, made: bool = False) -> Site:
         replicas=deployment.replicas,
         local_draft=draft is not None and draft.startswith(FOLDERS),
     )
+
+
+def seen_from(folder: Path, profile: Profile) -> Profile:
+    """The profile for files that are written into a folder and start there: a model's folder that was given from where the
+    user stands is given from that folder."""
+    model = profile.model
+    if model.folder is None or Path(model.folder).is_absolute():
+        return profile
+    near = os.path.relpath(model.folder, folder)
+    return profile.model_copy(update={"model": model.model_copy(update={"folder": near})})
 
 
 def switch_off(deployment: Deployment) -> int | None:
@@ -118,7 +130,7 @@ def _checkpoint(plan: Plan, profile: Profile, made: bool) -> tuple[str, str]:
         )
     if weights == quantized_as(profile):
         source = model.folder or model.name
-        if model.folder is not None and not source.startswith(("/", "./", "../")):
+        if model.folder is not None and not source.startswith(FOLDERS):
             source = "./" + source
         return source, f"the checkpoint as it is ({weights})"
     return (
