@@ -1,6 +1,7 @@
 """The executor's own trials of SmolLM2-135M on this machine's GPU (or CPU): accuracy of the exported files by scheme.
 
     python smollm.py OUT.json MODEL_FOLDER PROMPTS.jsonl [--schemes fp8,...] [--calibration 16] [--held-out 32] [--tokens 128]
+                     [--keep FOLDER]
 
 Each scheme is made, exported, read back and measured by advisor/executor/judging/trial.py, as `advise apply` does; the figures
 are of the exported files against the unquantized model. AutoQuantize: four-bit layers beside FP8 at 5 and 6 effective bits.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -50,11 +52,13 @@ def figures(blocks: Any) -> dict[str, Any]:
         one.metric: [one.value, one.low, one.high]
         for one in evaluation.measure(blocks, "exported", limit_on="perplexity", budget_pct=None)
     }
-    return {"loss_pct": list(evaluation.loss_pct(blocks, "perplexity")), **found, "tokens": sum(b.tokens for b in blocks)}
+    tokens = sum(b.tokens for b in blocks)
+    nats = {"nats": sum(b.other for b in blocks) / tokens, "nats_unquantized": sum(b.original for b in blocks) / tokens}
+    return {"loss_pct": list(evaluation.loss_pct(blocks, "perplexity")), **found, **nats, "tokens": tokens}
 
 
-def trial(bench: Bench, name: str, scheme: Scheme, calibration: Any, held_out: Any) -> dict[str, Any]:
-    """One scheme, from a fresh model to the figures of its files."""
+def trial(bench: Bench, name: str, scheme: Scheme, calibration: Any, held_out: Any, keep: Path | None) -> dict[str, Any]:
+    """One scheme, from a fresh model to the figures of its files, which are copied to `keep`."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     began = time.monotonic()
@@ -64,17 +68,19 @@ def trial(bench: Bench, name: str, scheme: Scheme, calibration: Any, held_out: A
     row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3) if torch.cuda.is_available() else made.peak_gib
     row["in_memory"] = figures(made.in_memory)
     row["exported"] = figures(bench.measure(name, made, held_out))
+    if keep:
+        shutil.copytree(made.folder, keep / name.replace(" ", "-"), dirs_exist_ok=True)
     return row
 
 
-def mixed(bench: Bench, weights: str, bits: float, calibration: Any, held_out: Any) -> dict[str, Any]:
+def mixed(bench: Bench, weights: str, bits: float, calibration: Any, held_out: Any, keep: Path | None) -> dict[str, Any]:
     """AutoQuantize at so many effective bits, then the trial of what it chose."""
     base = Scheme(weights, group=64 if weights == "int4_awq" else None)  # type: ignore[arg-type]
     began = time.monotonic()
     found = bench.sensitivities(f"{weights}-{bits:g}", base, calibration, bits=bits, with_fp8=True)
     took = time.monotonic() - began
     scheme = replace(base, wide=found.wide, wide_fp8=found.wide_fp8)
-    row = trial(bench, f"auto {weights} {bits:g}", scheme, calibration, held_out)
+    row = trial(bench, f"auto {weights} {bits:g}", scheme, calibration, held_out, keep)
     return row | {"search_s": round(took, 2), "bits": found.bits, "wide": len(found.wide), "wide_fp8": len(found.wide_fp8)}
 
 
@@ -85,6 +91,7 @@ def main() -> int:
     parser.add_argument("prompts", type=Path)
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--auto", default="nvfp4:6,int4_awq:6", help="AutoQuantize runs, format:bits")
+    parser.add_argument("--keep", type=Path, help="a folder for the exported files, those that read_back.py reads")
     for flag, default in (("calibration", 16), ("held-out", 32), ("tokens", 128)):
         parser.add_argument(f"--{flag}", type=int, default=default)
     options = parser.parse_args()
@@ -100,12 +107,12 @@ def main() -> int:
         bench.original(held_out)
         rows.append({"scheme": "original", "total_s": round(time.monotonic() - began, 2)})
         jobs: list[tuple[str, Callable[[], dict[str, Any]]]] = [
-            (name, partial(trial, bench, name, SCHEMES[name], calibration, held_out))
+            (name, partial(trial, bench, name, SCHEMES[name], calibration, held_out, options.keep))
             for name in filter(None, options.schemes.split(","))
         ]
         for wanted in filter(None, options.auto.split(",")):
             weights, _, bits = wanted.partition(":")
-            jobs.append((wanted, partial(mixed, bench, weights, float(bits), calibration, held_out)))
+            jobs.append((wanted, partial(mixed, bench, weights, float(bits), calibration, held_out, options.keep)))
         settings = {"cuda": torch.cuda.is_available(), "calibration": len(calibration), "held_out": len(held_out)}
         for name, job in jobs:
             try:
