@@ -201,6 +201,9 @@ def test_the_engines_list_decides(tmp_path: Path) -> None:
     assert "W8A8_SQ_PER_CHANNEL" in check_engine(record(quant_algo="W8A8_SQ_PER_CHANNEL"), "vllm", "0.32.0")
     assert check_engine(record(quant_algo="W4A16_AWQ", group_size=64), "tensorrt-llm", "1.2.1") == ""
     assert "groups of 64" in check_engine(record(quant_algo="W4A8_AWQ", group_size=64), "tensorrt-llm", "1.2.1")
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
+    assert "tied embeddings" in check_engine(record(quant_algo="FP8"), "vllm", "0.24.0")
+    assert check_engine(record(quant_algo="FP8"), "vllm", "0.32.0") == check_engine(tmp_path, "tensorrt-llm", "1.2.1") == ""
     layers = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "W4A16_AWQ", "group_size": 32}}
     mixed = record(quant_algo="MIXED_PRECISION", quantized_layers=layers)
     assert "groups of 32" in check_engine(mixed, "tensorrt-llm", "1.3.0")

@@ -16,11 +16,13 @@ from advisor.types import Deployment, Engine, Estimate, Load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
 
-from compare import served_model
+from compare import GAINS, deployment_of, predicted_rate, served_model, shape_of
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "gpu" / "results" / "h100-2026-11-28.json"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "gpu" / "results"
 MODEL = served_model()
-SERVERS: dict[str, Any] = json.loads(RESULTS.read_text())["sections"]["serving"]["servers"]
+SERVERS: dict[str, Any] = json.loads((RESULTS / "h100-2026-11-28.json").read_text())["sections"]["serving"]["servers"]
+ON_FOUR = json.loads((RESULTS / "h100-x4-2026-11-28.json").read_text())["sections"]
+PARTS_ON_FOUR: dict[str, Any] = ON_FOUR["serving"]["servers"]
 LEVELS = (1, 8, 32, 64, 128, 256)
 
 
@@ -61,3 +63,55 @@ def test_throughput_is_within_its_errors() -> None:
     ]
     assert sum(map(abs, errors)) / len(errors) < 0.1
     assert max(map(abs, errors)) < 0.3
+
+
+def rates(part: str, level: int) -> tuple[float, float]:
+    """Measured and predicted tokens/s of a server on the machine of four GPUs."""
+    server = PARTS_ON_FOUR[part]
+    row = next(row for row in server["levels"] if row["concurrency"] == level)
+    return row["output_tokens_per_s"], predicted_rate(part, server, row, find_gpu("h100")[0]) or 0.0
+
+
+def levels_of(*parts: str) -> list[int]:
+    return sorted(set.intersection(*({row["concurrency"] for row in PARTS_ON_FOUR[part]["levels"]} for part in parts)))
+
+
+@pytest.mark.parametrize(("one", "other", "most"), [(*pair, 0.3 if "eager" in pair[1] else 0.16) for pair in GAINS])
+def test_gains_of_drafts_gpus_and_graphs(one: str, other: str, most: float) -> None:
+    for level in levels_of(one, other):
+        (measured_one, said_one), (measured_other, said_other) = rates(one, level), rates(other, level)
+        gain, said = measured_one / measured_other, said_one / said_other
+        assert said == pytest.approx(gain, rel=most), f"{level} at once: measured {gain:.2f}, predicted {said:.2f}"
+        assert (said > 1) == (gain > 1)
+
+
+@pytest.mark.parametrize("part", ["fp8kv-eagle3", "bf16-tp2", "70b-fp8-tp2", "70b-fp8-tp4"])
+def test_servers_that_nothing_was_fitted_on_are_within_15_percent(part: str) -> None:
+    for level in levels_of(part):
+        found, said = rates(part, level)
+        assert said == pytest.approx(found, rel=0.15)
+
+
+@pytest.mark.parametrize("part", [name for name in PARTS_ON_FOUR if shape_of(name) and "draft1b" not in name])
+def test_weights_of_each_rank_and_drafts_take_the_memory_that_was_logged(part: str) -> None:
+    server = PARTS_ON_FOUR[part]
+    logged = re.search(r"Model loading took ([\d.]+) GiB", " ".join(server["log"]))
+    assert logged is not None
+    deployment = deployment_of(server, server["levels"][0])
+    load = Load(isl=1024, osl=256, concurrency=1)
+    found = estimate(served_model(shape_of(part)), find_gpu("h100")[0], deployment, load, Engine(name="vllm", version="0.24.0"))
+    assert found.memory_gib.weights == pytest.approx(float(logged[1]), rel=0.03)
+
+
+def test_one_front_end_holds_a_fast_gpu_back() -> None:
+    """What advisor/executor/emitting/vllm.py adds API servers for."""
+    (one, _), (four, said) = rates("fp8kv-clients", 256), rates("fp8kv-fronts", 256)
+    assert four > 1.2 * one and said == pytest.approx(four, rel=0.1)
+
+
+def test_a_draft_model_does_not_pay_before_its_steps_are_graphs() -> None:
+    server = PARTS_ON_FOUR["fp8kv-draft1b"]
+    row = server["levels"][0]
+    assert rates("fp8kv-draft1b", 1)[1] < rates("fp8kv-plain", 1)[1]
+    later = predicted_rate("fp8kv-draft1b", {**server, "vllm": "0.25.0"}, row, find_gpu("h100")[0])
+    assert later is not None and later > rates("fp8kv-plain", 1)[1]

@@ -496,6 +496,18 @@ def test_vllm_s_command(tmp_path):
     assert kinds == ["Deployment", "Service"]
 
 
+@pytest.mark.parametrize(
+    ("rate", "replicas", "attention_dp", "front_ends"),
+    [(6000, 1, False, None), (8400, 1, False, "4"), (16800, 2, False, "4"), (99000, 1, False, "8"), (8400, 1, True, None)],
+)
+def test_vllm_gets_as_many_api_servers_as_its_tokens_want(rate, replicas, attention_dp, front_ends):
+    made = plan(replicas=replicas, attention_dp=attention_dp)
+    made = made.model_copy(update={"expected": ESTIMATE.model_copy(update={"output_tokens_per_s": float(rate)})})
+    asked = profile(engine="vllm", version="0.32.0")
+    options = dict(group for group in vllm.serve_arguments(made, asked, site_of(made, asked)) if len(group) == 2)
+    assert options.get("--api-server-count") == front_ends
+
+
 @pytest.mark.parametrize(("engine", "version"), [("vllm", "0.32.0"), ("tensorrt-llm", "1.3.0")])
 def test_a_draft_in_a_folder_is_mounted_into_the_pod(engine, version):
     made = plan(speculation=Speculation(method="draft", draft_len=3, draft_model="/home/me/draft"))

@@ -1,6 +1,6 @@
 """Speculative decoding: what drafting costs, and steps that draft and verify.
 
-    gain = tokens per step / (verification(batch, k) / decode(batch) + k * draft cost)
+    gain = tokens per step / ((verification(batch, k) + host(batch)) / decode(batch) + k * draft cost)
 
 The verification's cost comes from step_time: k + 1 rows per sequence in every multiplication, the cache read once.
 """
@@ -81,7 +81,7 @@ def active_bytes(model: Model, weights: WeightFormat) -> float:
 def draft_cost_ratio(model: Model, speculation: Speculation, weights: WeightFormat = "bf16") -> float | None:
     """Cost of drafting one token over a plain decode step of the model, as the ratio of the bytes that both read.
 
-    None when the draft model's size is not known. n-grams are looked up on the side and cost nothing here.
+    None when the draft model's size is not known. n-grams are looked up by the host and cost nothing here.
     """
     params = draft_params(model, speculation)
     if params is None:
@@ -118,6 +118,9 @@ class Speculating(NamedTuple):
     """expected per step"""
     draft: float
     """cost of one drafted token over a plain decode step"""
+    host_step: float
+    host_sequence: float
+    """seconds that drafting takes of the host, a step and a sequence"""
 
     @property
     def stages(self) -> int:
@@ -151,7 +154,7 @@ class Speculating(NamedTuple):
         stages = self.stages
         part = self.parts(decode / stages, context, prefill / stages, length)
         drafting = self.draft_len * self.draft * self.plain.step(decode, context) if self.draft else 0.0
-        return self.verify.total(part, prefill > 0.0) + drafting
+        return self.verify.total(part, prefill > 0.0) + drafting + self.host_step + self.host_sequence * decode
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds per token: a step that carries `tokens` times the prompt tokens, divided by its tokens per sequence."""
@@ -201,4 +204,10 @@ def with_draft(step: StepTime, model: Model, weights: WeightFormat, speculation:
         for op, times in step.groups
     )
     tokens = expected_tokens(acceptance, speculation.draft_len)
-    return Speculating(step, replace(step, groups=groups), speculation.draft_len, tokens, cost)
+    per_step, per_sequence = 0.0, 0.0
+    if speculation.method == "ngram":
+        per_step, per_sequence = step.host_lookup, step.host_lookup_sequence
+    elif speculation.method == "draft":
+        per_step = step.host_draft * speculation.draft_len
+    verify = replace(step, groups=groups)
+    return Speculating(step, verify, speculation.draft_len, tokens, cost, per_step, per_sequence)

@@ -61,6 +61,13 @@ class Runtime(NamedTuple):
     eager_mla_us: float
     """launching a layer's kernels one by one, and what experts and latent attention add: a step with prompts, which runs
     without CUDA graphs, cannot be faster than its launches"""
+    uncompiled_layer_us: float
+    """launching a layer's kernels one by one where CUDA graphs are off and the engine's compilation with them"""
+    lookup_us: float
+    lookup_sequence_us: float
+    """host time per step of looking n-grams up, and per sequence: vLLM gives asynchronous scheduling up for it"""
+    draft_us: float
+    """host time per token that a draft model of its own drafts; 0 where its steps are CUDA graphs"""
     window_attention: bool
     """whether sliding-window layers attend only to their window"""
     window_cache: bool

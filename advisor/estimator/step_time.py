@@ -77,6 +77,8 @@ class StepTime:
     """seconds per byte of the residual stream, all passes of a layer"""
     launches: float
     """seconds to launch the kernels of one stage's step one by one"""
+    uncompiled: float
+    """the same with CUDA graphs and compilation off"""
     graphs: bool
     """whether steps without prompts run as CUDA graphs"""
     prompt_floor: float
@@ -84,6 +86,10 @@ class StepTime:
     host_step: float
     host_sequence: float
     host_waiting: float
+    host_lookup: float
+    host_lookup_sequence: float
+    host_draft: float
+    """seconds that drafts add on the host: n-grams a step and a sequence, a draft model a token"""
     overlap: float
     width: int
     """ranks that divide the sequences (attention-DP), else 1"""
@@ -157,7 +163,9 @@ class StepTime:
         """Seconds of a step through all stages, from the parts of one stage; `prompts`: whether the step carries any."""
         gemm, attend, routed, wire, element, host = part
         gpu = gemm + attend + routed + wire + element
-        if (prompts or not self.graphs) and gpu < self.launches:
+        if not self.graphs:
+            gpu = max(gpu, self.uncompiled)
+        elif prompts and gpu < self.launches:
             gpu = self.launches
         if self.overlap == 1.0:
             return self.stages * (gpu + host)
@@ -212,6 +220,7 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
             + moe_layers * host.eager_moe_us
             + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
         ),
+        uncompiled=1e-6 / pp * (model.layers * host.uncompiled_layer_us + moe_layers * host.eager_moe_us),
         graphs=deployment.cuda_graphs,
         prompt_floor=1e-6
         * (model.layers * host.prompt_layer_us + (model.attention_layers * host.prompt_mla_us if model.mla else 0.0)),
@@ -219,6 +228,9 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         host_step=host.step_us * 1e-6,
         host_sequence=1e-6 * (host.sequence_us + (host.pipeline_us if pp > 1 else 0.0)),
         host_waiting=host.waiting_us * 1e-6,
+        host_lookup=host.lookup_us * 1e-6,
+        host_lookup_sequence=host.lookup_sequence_us * 1e-6,
+        host_draft=host.draft_us * 1e-6,
         overlap=host.overlap,
         width=width,
         balance=host.balance_steps if width > 1 else 0.0,

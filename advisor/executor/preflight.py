@@ -9,7 +9,13 @@ from advisor.errors import FileProblem, InputError, NoPlanFits, NotPossible, Unk
 from advisor.executor.judging import evaluation, tasks
 from advisor.executor.quantizing import causal_model
 from advisor.executor.quantizing.calibration import sample_trace
-from advisor.executor.quantizing.checkpoint import CACHE_ALGORITHMS, RENAMED, accepted_algorithms, accepted_groups
+from advisor.executor.quantizing.checkpoint import (
+    CACHE_ALGORITHMS,
+    RENAMED,
+    accepted_algorithms,
+    accepted_groups,
+    tied_fault,
+)
 from advisor.executor.quantizing.quantization import GROUPED, group_size, linear_inputs, refuse_impossible
 from advisor.executor.request import Request
 from advisor.executor.speculating.drafting import Order
@@ -161,6 +167,8 @@ def _check_formats(deployment: Deployment, profile: Profile) -> None:
             where=f"weights {deployment.weights}",
             hint=f"it lists {', '.join(listed)}",
         )
+    if word is not None and (fault := tied_fault(engine.name, engine.version, profile.model.tied_embeddings)):
+        raise NotPossible(fault, where=f"weights {deployment.weights}", hint="serve it with vLLM 0.25 or later")
     if engine.name == "vllm" and deployment.weights == "bf16" and deployment.kv_cache != "bf16":
         raise NotPossible(
             "vLLM loads no checkpoint of ModelOpt's whose cache alone is quantized: it wants a quant_algo (tried with 0.32.0)",

@@ -21,14 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from layers import LAYERS
-from serving import CONFIG
+from serving import PARTS, SHAPES
 
 from advisor.estimator.attention import attention
 from advisor.estimator.constants import Constants, constants_of
 from advisor.estimator.deployment import estimate
 from advisor.estimator.engines import Runtime, runtime
 from advisor.estimator.gemm import gemm
+from advisor.estimator.memory import parameter_count
+from advisor.estimator.network import all_reduce
 from advisor.estimator.shapes import bits_per_element
+from advisor.estimator.speculation import acceptance_rate
 from advisor.estimator.step_time import step_time
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
@@ -38,6 +41,11 @@ MODELS = {"8b": "meta-llama/Llama-3.1-8B", "70b": "meta-llama/Llama-3.1-70B"}
 FORMATS = {"bf16": "bf16", "fp8": "fp8", "int4": "int4_awq"}
 Pair = tuple[float, float]
 """measured, predicted"""
+GAINS = (
+    ("fp8kv-eagle3", "fp8kv-plain"), ("fp8kv-draft1b", "fp8kv-plain"), ("fp8kv-ngram", "fp8kv-plain"),
+    ("bf16-tp2", "bf16"), ("70b-fp8-tp4", "70b-fp8-tp2"), ("bf16", "bf16-eager"), ("fp8kv-plain", "fp8-eager"),
+)  # fmt: skip
+"""pairs of servers whose ratio of tokens/s decides an advice"""
 
 
 def bare() -> Runtime:
@@ -78,7 +86,7 @@ def by_context(
 ) -> Iterable[tuple[str, Pair]]:
     """Attention of one layer: decode over batch and context (the faster kernel), prefill over length."""
     best: dict[tuple[str, int, int, int], float] = {}
-    for row in [*data["attention"]["result"], *data.get("library_attention", {}).get("result", [])]:
+    for row in [*data.get("attention", {}).get("result", []), *data.get("library_attention", {}).get("result", [])]:
         if "us" in row and "cache" in row:
             cache = "fp8" if row["cache"].startswith("float8") else "bf16"
             key = (cache, row["heads"], row["batch"], row["context"])
@@ -90,7 +98,7 @@ def by_context(
         span = "up to 16k cached tokens" if size <= 16384 else "more"
         yield f"decode attention {cache}, {span}", (measured, op.decode(batch, context) * 1e6)
     prompts: dict[tuple[int, int], float] = {}
-    for row in [*data["prefill_attention"]["result"], *data.get("library_attention", {}).get("result", [])]:
+    for row in [*data.get("prefill_attention", {}).get("result", []), *data.get("library_attention", {}).get("result", [])]:
         if "us" in row and "length" in row:
             at = (row["heads"], row["length"])
             prompts[at] = min(prompts.get(at, math.inf), row["us"])
@@ -101,12 +109,12 @@ def by_context(
 
 def whole_steps(data: dict[str, Any], constants: Constants, models: dict[str, Model]) -> Iterable[tuple[str, Pair]]:
     """Decode steps and prefills, the GPU's part of the estimator's step under TensorRT-LLM 1.2.1."""
-    for row in data["decode"]["result"]:
+    for row in data.get("decode", {}).get("result", []):
         if "ms" in row and "how" not in row:
             deployment = Deployment(weights=FORMATS[row["weights"]], kv_cache=row["kv_cache"])
             parts = step_time(constants, models[row["model"]], deployment, Engine()).parts(row["batch"], row["context"], 0, 1)
             yield f"decode step {row['model']} {row['weights']}, {row['kv_cache']} cache", (row["ms"], parts.gpu * 1e3)
-    for row in data["prefill"]["result"]:
+    for row in data.get("prefill", {}).get("result", []):
         if "ms" in row:
             deployment = Deployment(weights=FORMATS[row["weights"]], kv_cache="bf16")
             parts = step_time(constants, models[row["model"]], deployment, Engine()).parts(0, 1, row["length"], row["length"])
@@ -115,8 +123,9 @@ def whole_steps(data: dict[str, Any], constants: Constants, models: dict[str, Mo
 
 def verification(data: dict[str, Any], constants: Constants, models: dict[str, Model]) -> Iterable[tuple[str, Pair]]:
     """What verifying several tokens costs relative to one: the ratio that decides speculation's break-even."""
-    one = {(r["model"], r["batch"]): r["ms"] for r in data["verify"]["result"] if r["tokens_per_sequence"] == 1}
-    for row in data["verify"]["result"]:
+    rows = data.get("verify", {}).get("result", [])
+    one = {(r["model"], r["batch"]): r["ms"] for r in rows if r["tokens_per_sequence"] == 1}
+    for row in rows:
         number = row["tokens_per_sequence"]
         if number == 1:
             continue
@@ -150,31 +159,73 @@ def own_kernels(data: dict[str, Any], constants: Constants, models: dict[str, Mo
             yield "vLLM: prefill attention, bf16", (row["us"], op.prefill(row["length"], row["length"]) * 1e6)
 
 
-def served_model() -> Model:
-    """What serving.py serves."""
+def served_model(checkpoint: str = "bf16") -> Model:
+    """What serving.py serves under this name; the formats of one shape are one model."""
+    config = {name: value for name, value in SHAPES[checkpoint].items() if name != "quantization_config"}
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(
-            json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", **CONFIG})
-        )
+        (Path(folder) / "config.json").write_text(json.dumps(config))
         return read_model(folder)[0]
 
 
+def shape_of(part: str) -> str:
+    """The name in SHAPES of what a part serves; "" for SmolLM2."""
+    checkpoint = PARTS[part].checkpoint
+    return {"fp8": "bf16", "int4": "bf16", "70b-fp8": "70b-bf16"}.get(checkpoint, checkpoint if checkpoint in SHAPES else "")
+
+
+def deployment_of(server: dict[str, Any], row: dict[str, Any]) -> Deployment:
+    """A server's deployment, its drafts accepted as the server counted them at this level."""
+    deployment = Deployment.model_validate({**server["deployment"], "max_batch_size": 256})
+    speculation = deployment.speculation
+    if speculation is None:
+        return deployment
+    longest = speculation.draft_len + 1
+    rate = acceptance_rate(min(row["server_acceptance_length"], longest - 0.01), speculation.draft_len)
+    size = parameter_count(served_model("1b")) - SHAPES["1b"]["vocab_size"] * SHAPES["1b"]["hidden_size"]
+    known = {"acceptance": rate} | ({"draft_params": size} if speculation.method == "draft" else {})
+    return deployment.model_copy(update={"speculation": speculation.model_copy(update=known)})
+
+
+def predicted_rate(part: str, server: dict[str, Any], row: dict[str, Any], gpu: Gpu) -> float | None:
+    """Output tokens/s of a part's deployment at a level's load, by the estimator."""
+    load = Load(isl=row["isl"], osl=row["osl"], concurrency=row["concurrency"])
+    engine = Engine(name="vllm", version=server["vllm"])
+    return estimate(served_model(shape_of(part)), gpu, deployment_of(server, row), load, engine).output_tokens_per_s
+
+
 def served(data: dict[str, Any], gpu: Gpu) -> Iterable[tuple[str, Pair]]:
-    """Whole servers: output tokens/s at each concurrency, and the memory that vLLM logged for the weights.
+    """Whole servers: output tokens/s at each concurrency; and the gain of drafts and of more GPUs, ratios of two servers.
 
     All requests of a level start together and are equally long, so they stay in step: prompts are computed apart from
     answers, TTFT is that of a burst and ITL that of steps without prompts. Throughput is what a steady estimate can be held to.
     """
-    model = served_model()
-    for name, server in data.get("serving", {}).get("servers", {}).items():
-        engine = Engine(name="vllm", version=server["vllm"])
-        deployment = Deployment.model_validate({**server["deployment"], "max_batch_size": 256})
-        for row in server["levels"]:
-            load = Load(isl=row["isl"], osl=row["osl"], concurrency=row["concurrency"])
-            found = estimate(model, gpu, deployment, load, engine)
-            if found.output_tokens_per_s is not None:
+    servers = data.get("serving", {}).get("servers", {})
+    rates: dict[tuple[str, int], Pair] = {}
+    for name, server in servers.items():
+        for row in server["levels"] if shape_of(name) else ():
+            said = predicted_rate(name, server, row, gpu)
+            if said is not None:
+                rates[name, row["concurrency"]] = row["output_tokens_per_s"], said
                 span = "1-8" if row["concurrency"] <= 8 else "32-256"
-                yield f"vLLM served, {name}: tokens/s, {span} at once", (row["output_tokens_per_s"], found.output_tokens_per_s)
+                yield f"vLLM served, {name}: tokens/s, {span} at once", rates[name, row["concurrency"]]
+    for one, other in GAINS:
+        for (name, level), found in rates.items():
+            if name == one and (other, level) in rates:
+                base = rates[other, level]
+                yield f"gain of {one} over {other}", (found[0] / base[0], found[1] / base[1])
+
+
+def all_reduces(data: dict[str, Any], constants: Constants) -> Iterable[tuple[str, Pair]]:
+    """Of vLLM's own kernels and NCCL, the faster at each size, which is what an engine uses."""
+    best: dict[tuple[int, int], float] = {}
+    for row in data.get("links", {}).get("rows", []):
+        if "us" in row:
+            key = row["gpus"], row["bytes"]
+            best[key] = min(best.get(key, math.inf), row["us"])
+    host = runtime("vllm", "0.24.0", "x86")
+    for (gpus, size), us in best.items():
+        span = "up to 256 KiB" if size <= 2**18 else "up to 4 MiB" if size <= 2**22 else "more"
+        yield f"all-reduce, {gpus} GPUs, {span}", (us, all_reduce(constants, gpus, host).seconds(size) * 1e6)
 
 
 def crossovers(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -227,6 +278,7 @@ def compare(path: Path, gpu_name: str) -> dict[str, Any]:
         *verification(data, constants, models),
         *own_kernels(data, constants, models),
         *served(data, gpu),
+        *all_reduces(data, constants),
     ]
     return {"groups": summary(pairs), "crossovers": crossovers(data)}
 

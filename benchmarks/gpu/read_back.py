@@ -20,10 +20,16 @@ from typing import Any
 
 
 def read(folder: Path, sequences: list[list[int]], seconds_from: float) -> dict[str, Any]:
-    """Mean negative log-likelihood of the sequences' tokens after the first, by the engine."""
+    """Mean negative log-likelihood of the sequences' tokens after the first, by the engine; its error as text, which crosses
+    processes whatever it holds."""
     from vllm import LLM, SamplingParams
 
-    engine = LLM(str(folder), enforce_eager=True, gpu_memory_utilization=0.2, max_model_len=1024, enable_prefix_caching=False)
+    try:
+        engine = LLM(
+            str(folder), enforce_eager=True, gpu_memory_utilization=0.2, max_model_len=1024, enable_prefix_caching=False
+        )
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:500]}
     asked: Any = [{"prompt_token_ids": ids} for ids in sequences]
     answers = engine.generate(asked, SamplingParams(max_tokens=8, temperature=0.0, prompt_logprobs=0), use_tqdm=False)
     nats, tokens = 0.0, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -18,6 +19,9 @@ CACHE_SCALES = ("k_scale", "v_scale")
 # vllm-project/vllm docs/features/quantization/modelopt.md @ 0024350b: the ModelOpt formats that it lists.
 VLLM_ALGORITHMS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", "MXFP8")
 CACHE_ALGORITHMS = {"tensorrt-llm": ("FP8", "INT8", "NVFP4"), "vllm": ("FP8",)}
+TIED_FAULT = (0, 24)
+"""vLLM that ends with NotImplementedError where a checkpoint of ModelOpt's has tied embeddings (seen with 0.24.0;
+vllm-project/vllm issue 45543, mended by pull 45544)"""
 RENAMED = {"FP8_PB_WO": "FP8_BLOCK_SCALES"}
 """what TensorRT-LLM's loader makes of a word of ModelOpt's (its model_config.py)"""
 
@@ -129,6 +133,8 @@ def check_engine(folder: Path, engine: str, version: str) -> str:
     that the files leave at 16 bits.
     """
     record = quantization_record(folder)
+    if fault := tied_fault(engine, version, _tied(folder)):
+        return fault
     accepted = accepted_algorithms(engine, version)
     named = {str(record.get("quant_algo") or "")}
     if named == {"MIXED_PRECISION"} and engine != "vllm":
@@ -147,6 +153,21 @@ def check_engine(folder: Path, engine: str, version: str) -> str:
     if cache and cache not in CACHE_ALGORITHMS.get(engine, ()):
         return f"{engine} {version} does not list the cache format {cache}"
     return _misnamed(folder, record) if any(folder.glob("*.safetensors")) else ""
+
+
+def tied_fault(engine: str, version: str, tied: bool) -> str:
+    """Why this engine version cannot load a quantized checkpoint with tied embeddings, or ""."""
+    if not tied or engine != "vllm" or tuple(int(part) for part in re.findall(r"\d+", version)[:2]) != TIED_FAULT:
+        return ""
+    return f"vLLM {version} does not load ModelOpt's checkpoints of models with tied embeddings (vllm-project/vllm issue 45543)"
+
+
+def _tied(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(config.get("tie_word_embeddings"))
 
 
 def accepted_algorithms(engine: str, version: str) -> tuple[str, ...]:
