@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from measurements import Measured, error, read_measurements
 from peer import peer_errors
+from printed import printed
 from ratios import LATENCIES, Choice, Ratio, choices, pairs
 
 from advisor import library
@@ -186,6 +187,14 @@ def ratio_table(ratios: Sequence[Ratio]) -> list[str]:
     return [*lines, ""]
 
 
+def printed_lines(ratios: Sequence[Ratio]) -> list[str]:
+    """The pairs on the wrong side of 1, and the five that are furthest off."""
+    wrong = [ratio for ratio in ratios if not ratio.right_side]
+    far = sorted(ratios, key=lambda ratio: -abs(ratio.estimated / ratio.published - 1))[:5]
+    shown = [*(("wrong side", ratio) for ratio in wrong), *(("far off", ratio) for ratio in far if ratio not in wrong)]
+    return [*[f"- {why}: {r.technique}, {r.what}: {r.published:.2f}, estimated {r.estimated:.2f}" for why, r in shown], ""]
+
+
 def choice_lines(found: Sequence[Choice]) -> list[str]:
     """How often the preferred option was within 3 % of the best."""
     good = sum(c.regret <= 0.03 for c in found)
@@ -291,6 +300,9 @@ def page(errors: Errors, left_out: Counter[str], missing: int) -> str:
         "the tables above, and nothing was fitted on them.", "",
         *table("model", unstated, lambda m: f"{m.model.name}, {m.gpu.id}", out),
         "## Ratios that decide advice", "", *ratio_table(pairs(m for m, _ in errors)),
+        "### Speed-ups that a source prints", "",
+        "Formats by batch, FP8 caches, drafts with the acceptance that the source prints (benchmarks/printed.py).", "",
+        *ratio_table(printed()), *printed_lines(printed()),
         "## Choices", "", *choice_lines(choices()),
         "## Left out", "",
         f"{missing} records have no estimate. Records that were not compared:", "",
