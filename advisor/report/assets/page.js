@@ -74,6 +74,11 @@
     });
   }
 
+  // The name of a row above it, from the left edge: beside it a phone has no room.
+  function named(rows, name, dy) {
+    return Plot.text(rows, { frameAnchor: "left", y: name, text: name, dy, dx: -38, fill: color("ink"), stroke: color("page"), strokeWidth: 4 });
+  }
+
   function waterfall(holder, metrics) {
     for (const [cell, { metric, unit, bars, limit }] of cells(holder, metrics)) {
       const kind = { total: "total", better: "better", worse: "worse" };
@@ -86,11 +91,11 @@
         y: { domain: bars.map((bar) => bar.label), label: null, tickSize: 0 },
         marks: [
           Plot.barX(bars, { x1: "from", x2: "to", y: "label", fill: (d) => color(kind[d.kind]), insetTop: 3, insetBottom: 3 }),
+          limit === null ? null : Plot.ruleX([limit], { stroke: color("limit"), strokeDasharray: "4,3", strokeWidth: 1.5 }),
           Plot.text(bars, {
-            x: (d) => Math.max(d.from, d.to), y: "label", dx: 5, textAnchor: "start", fill: color("ink"),
+            x: (d) => Math.max(d.from, d.to), y: "label", dx: 5, textAnchor: "start", fill: color("ink"), stroke: color("page"), strokeWidth: 4,
             text: (d) => (d.kind === "total" ? figure(d.to) : `${d.to > d.from ? "+" : "−"}${figure(Math.abs(d.to - d.from), 2)}`),
           }),
-          limit === null ? null : Plot.ruleX([limit], { stroke: color("limit"), strokeDasharray: "4,3", strokeWidth: 1.5 }),
         ],
       });
     }
@@ -164,18 +169,25 @@
 
   function flips(holder, rows) {
     const facts = [...new Set(rows.map((row) => row.fact))];
+    // To both sides of the line, so that two that are near it do not meet.
+    const told = (some, textAnchor, dx) => Plot.text(some, {
+      x: "factor", y: "fact", dy: -11, dx, textAnchor, text: (d) => (Number.isInteger(d.at) ? whole(d.at) : figure(d.at)), fill: color("ink"), stroke: color("page"), strokeWidth: 4,
+    });
     const farthest = Math.max(2, ...rows.map((row) => Math.max(row.factor, 1 / row.factor)));
     plot(holder, {
-      height: 64 + facts.length * 30,
-      marginLeft: 12 + 6.6 * Math.max(...facts.map((fact) => fact.length)),
+      height: 76 + facts.length * 44,
+      marginTop: 36,
+      marginLeft: 40,
       marginRight: 30,
-      x: { type: "log", domain: [1 / farthest / 1.3, farthest * 1.3], label: "times what it is now", ticks: 5, ...below, tickFormat: (d) => `×${Number(d.toPrecision(2))}` },
-      y: { domain: facts, label: null, tickSize: 0 },
+      x: { type: "log", domain: [1 / farthest / 1.3, farthest * 1.3], label: "times what it is now", ticks: holder.clientWidth / 110, ...below, tickFormat: (d) => `×${Number(d.toPrecision(2))}` },
+      y: { domain: facts, axis: null },
       marks: [
         Plot.ruleX([1], { stroke: color("plan"), strokeWidth: 2 }),
+        named(facts, (fact) => fact, -25),
         Plot.link(rows, { x1: 1, x2: "factor", y: "fact", stroke: color("other") }),
         Plot.dot(rows, { x: "factor", y: "fact", r: 4.5, fill: color("worse") }),
-        Plot.text(rows, { x: "factor", y: "fact", dy: -11, text: (d) => (Number.isInteger(d.at) ? whole(d.at) : figure(d.at)), fill: color("ink") }),
+        told(rows.filter((row) => row.factor < 1), "end", -1),
+        told(rows.filter((row) => row.factor >= 1), "start", 1),
       ],
     });
   }
@@ -199,7 +211,7 @@
       plot(cell, {
         height: 76 + points.length * 36,
         marginTop: 36,
-        marginLeft: 20,
+        marginLeft: 40,
         marginRight: 30,
         x: { label: `${metric}, with 95 % interval`, ticks: cell.clientWidth / 110, ...below },
         y: { domain: points.map((point) => point.label), axis: null },
@@ -207,7 +219,7 @@
           Plot.ruleX(limits, { stroke: color("limit"), strokeDasharray: "4,3", strokeWidth: 1.5 }),
           Plot.link(points.filter((p) => p.low !== null), { x1: "low", x2: "high", y: "label", stroke: color("ink"), strokeWidth: 2 }),
           Plot.dot(points, { x: "value", y: "label", r: 4.5, fill: color("plan") }),
-          Plot.text(points, { frameAnchor: "left", y: "label", dy: -13, dx: -14, text: "label", fill: color("ink"), stroke: color("page"), strokeWidth: 4 }),
+          named(points, "label", -13),
         ],
       });
     }
