@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sample_profiles as samples
 
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
-from advisor.profiler.traffic import adjust, declare_traffic, read_traffic
+from advisor.profiler.traffic import adjust, read_traffic
 from advisor.reasoner.condition import parse
 from advisor.reasoner.diagnosis import diagnose
 from advisor.reasoner.facts import CALIBRATION_SENSITIVE, gather_facts
 from advisor.reasoner.rulebook import Rulebook, load_rules
-from advisor.types import Engine, Finding, Goal, Profile, Quantized, Scalar
+from advisor.types import Engine, Finding, Goal, Profile, Quantized, Scalar, Traffic
 
 SMALL = "meta-llama/Llama-3.1-8B-Instruct"
 LARGE = "meta-llama/Llama-3.3-70B-Instruct"
@@ -28,7 +29,7 @@ KV_NVFP4 = "kv-cache-starves-batch/nvfp4-kv-cache"
 IN_FLIGHT = "static-batching-idles/in-flight-batching"
 EAGLE = "single-stream-slow/eagle3"
 VLLM = Engine(name="vllm", version="0.32.0")
-PROMPTS_OF_4K: dict[str, Any] = {"isl": 4096, "osl": 256, "concurrency": 32}
+PROMPTS_OF_4K = samples.traffic(4096, 256, concurrency=32)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,9 @@ def rulebook() -> Rulebook:
     return load_rules()
 
 
-def profile(model: str, gpu: str, count: int = 1, traffic: str | dict[str, Any] = "chat", **changes: Any) -> Profile:
-    """traffic: a profile's name, or declared numbers. concurrency among the changes overrides a named profile's."""
-    declared = declare_traffic(**traffic) if isinstance(traffic, dict) else read_traffic(traffic)
+def profile(model: str, gpu: str, count: int = 1, traffic: str | Traffic = "chat", **changes: Any) -> Profile:
+    """traffic: a profile's name, or the traffic itself. concurrency among the changes overrides a named profile's."""
+    declared = (traffic, {}) if isinstance(traffic, Traffic) else read_traffic(traffic)
     if "concurrency" in changes:
         declared = adjust(*declared, concurrency=changes.pop("concurrency"))
     return Profile(gpu=find_gpu(gpu, count)[0], model=read_model(model)[0], traffic=declared[0], **changes)
@@ -69,7 +70,7 @@ def test_seventy_billion_on_one_80_gb_hopper(rulebook: Rulebook) -> None:
     assert 0.8 < left(found[INT4], "fit.native.weight_share") < 0.9  # type: ignore[operator]
     assert 0 < left(found[INT4], "fit.native.coverage") < 0.25, "FP8 would do for a handful of streams"  # type: ignore[operator]
     assert found["int4-at-high-batch/add-a-gpu"].verdict == "fires"
-    handful = verdicts(profile(LARGE, "h100", traffic=PROMPTS_OF_4K | {"concurrency": 3}), rulebook)
+    handful = verdicts(profile(LARGE, "h100", traffic=samples.traffic(4096, 256, concurrency=3)), rulebook)
     assert handful[INT4] == "silent" and handful[FP8] == "fires"
 
 
@@ -144,7 +145,7 @@ def test_an_offline_job_counts_as_more_than_memory_holds(rulebook: Rulebook) -> 
 
 
 def test_a_rate_is_judged_even_where_the_baseline_does_not_fit(rulebook: Rulebook) -> None:
-    here = profile(LARGE, "a100", traffic={"isl": 2048, "osl": 256, "rate": 0.2})
+    here = profile(LARGE, "a100", traffic=samples.traffic(2048, 256, concurrency=None, rate=0.2))
     assert gather_facts(here)["traffic.concurrency"] is not None
     assert verdicts(here, rulebook)[INT4] == "fires"
 

@@ -9,7 +9,7 @@ import yaml
 from advisor.errors import FileProblem, TrafficProblem, UnknownName
 from advisor.library import PROFILES, profile_names
 from advisor.profiler.trace import read_trace
-from advisor.profiler.traffic import adjust, declare_traffic, read_traffic
+from advisor.profiler.traffic import adjust, read_traffic
 
 TRACES = Path(__file__).parents[1].parent / "shared" / "traces"
 NAMES = ("chat", "rag", "summarise", "code", "agent", "batch", "long-context", "interactive")
@@ -77,51 +77,27 @@ def test_odd_names_are_unknown(name):
         read_traffic(name)
 
 
-def test_declared_numbers_stand_for_themselves_and_say_what_is_unknown():
-    traffic, sources = declare_traffic(isl=4096, osl=256, concurrency=32)
-    assert traffic.isl.mean == traffic.isl.p99 == traffic.isl.max == 4096
-    assert (traffic.concurrency, traffic.rate) == (32, None)
-    assert traffic.length_dispersion is None and traffic.burstiness is None and traffic.lengths == ()
-    assert sources == {"traffic.isl": "flag --isl", "traffic.osl": "flag --osl", "traffic.concurrency": "flag --concurrency"}
-    assert "spread is not known" in traffic.notes[0]
-
-
-def test_a_rate_may_be_below_one_a_second():
-    traffic, sources = declare_traffic(isl=10, osl=10, rate=0.01)
-    assert traffic.rate == 0.01 and sources["traffic.rate"] == "flag --rate"
-
-
-@pytest.mark.parametrize("missing", ["isl", "osl"])
-def test_one_length_alone_is_refused_and_the_other_named(missing):
-    with pytest.raises(TrafficProblem) as caught:
-        declare_traffic(**{"isl": 10, "osl": 10, missing: None})
-    assert f"--{missing}" in caught.value.hint
-
-
 @pytest.mark.parametrize("flag", ["isl", "osl", "concurrency", "rate"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e15])
 def test_impossible_numbers_are_refused_by_their_flag(flag, value):
-    for call in (
-        lambda **given: declare_traffic(**{"isl": 10, "osl": 10} | given),
-        lambda **g: adjust(*read_traffic("chat"), **g),
-    ):
-        with pytest.raises(TrafficProblem, match=f"--{flag}"):
-            call(**{flag: value})
+    with pytest.raises(TrafficProblem, match=f"--{flag}"):
+        adjust(*read_traffic("chat"), **{flag: value})
 
 
 @pytest.mark.parametrize("flag", ["isl", "osl", "concurrency"])
 def test_less_than_one_token_or_request_is_refused(flag):
     with pytest.raises(TrafficProblem, match=f"--{flag}"):
-        declare_traffic(**{"isl": 10, "osl": 10, flag: 0.5})
+        adjust(*read_traffic("chat"), **{flag: 0.5})
+
+
+def test_a_rate_may_be_below_one_a_second():
+    traffic, sources = adjust(*read_traffic("chat"), rate=0.01)
+    assert traffic.rate == 0.01 and sources["traffic.rate"] == "flag --rate"
 
 
 def test_concurrency_and_rate_together_are_refused_with_both_named():
-    for call in (
-        lambda: declare_traffic(isl=1, osl=1, concurrency=8, rate=2),
-        lambda: adjust(*read_traffic("rag"), concurrency=8, rate=2),
-    ):
-        with pytest.raises(TrafficProblem, match=r"--concurrency 8 and --rate 2 both"):
-            call()
+    with pytest.raises(TrafficProblem, match=r"--concurrency 8 and --rate 2 both"):
+        adjust(*read_traffic("rag"), concurrency=8, rate=2)
 
 
 def test_a_length_over_a_profile_scales_its_whole_distribution():

@@ -56,16 +56,17 @@ def command(source: str | None, estimator: str, **fields: Any) -> int:
 
 
 def _file_lines(source: str) -> Iterator[str]:
-    if source == "-":
-        yield from sys.stdin
-        return
     from pathlib import Path
 
     from advisor.errors import FileProblem
+    from advisor.prediction import read_lines
 
+    if source == "-":
+        yield from read_lines(sys.stdin)
+        return
     try:
         with Path(source).open(encoding="utf-8", errors="replace") as file:
-            yield from file
+            yield from read_lines(file)
     except OSError as error:
         raise FileProblem(f"the points cannot be read: {error.strerror}", where=source, hint="check the path") from None
 

@@ -47,15 +47,8 @@ def test_rules(folder: str | None) -> int:
     failed = passed = 0
     for check in pipeline.check_rules(folder):
         passed += sum(result.passed for result in check.results)
-        for result in check.results:
-            if not result.passed:
-                failed += 1
-                click.echo(f"{check.rule}: {result.case.name}: {result.got}, not {result.case.verdict}")
-        for verdict in check.missing:
-            failed += 1
-            click.echo(f"{check.rule}: no case {verdict}")
-        for mutant in check.unnoticed:
-            failed += 1
-            click.echo(f"{check.rule}: no case notices {mutant.line} changed to {mutant.changed}")
+        failed += len(check.failures)
+        for failure in check.failures:
+            click.echo(failure)
     click.echo(f"{passed} passed, {failed} failed")
     return 1 if failed else 0

@@ -15,7 +15,6 @@ from advisor.errors import GpuProblem, MissingExtra
 
 ELSEWHERE = "name the GPUs to plan for: --gpu h100-sxm-80gb --gpus 1"
 GIB = 2**30
-MIB = 2**20
 
 
 @dataclass(frozen=True)

@@ -53,33 +53,6 @@ def read_traffic(name_or_path: str) -> tuple[Traffic, Sources]:
     return read_trace(name_or_path)
 
 
-def declare_traffic(
-    *, isl: float | None, osl: float | None, concurrency: float | None = None, rate: float | None = None
-) -> tuple[Traffic, Sources]:
-    """Traffic from flags alone: mean input and output length in tokens, requests at once or arrivals per second.
-
-    Only means are known: the percentiles equal them, the spread is unknown. Raises TrafficProblem.
-    """
-    _check(isl=isl, osl=osl, concurrency=concurrency, rate=rate)
-    if isl is None or osl is None:
-        missing, given = ("--osl", "--isl") if osl is None else ("--isl", "--osl")
-        raise TrafficProblem(
-            f"{given} alone does not describe the traffic",
-            where=given,
-            hint=f"give {missing} as well, or a profile with --traffic ({', '.join(profile_names('traffic'))})",
-        )
-    traffic = Traffic(
-        name="flags",
-        isl=_constant(isl),
-        osl=_constant(osl),
-        concurrency=concurrency,
-        rate=rate,
-        notes=("Only mean lengths were given: percentiles equal the mean, and the spread is not known.",),
-    )
-    sources = {"traffic.isl": "flag --isl", "traffic.osl": "flag --osl"}
-    return traffic, sources | _load_sources(concurrency, rate)
-
-
 def adjust(
     traffic: Traffic,
     sources: Mapping[str, str],
@@ -153,10 +126,6 @@ def _named(name: str) -> tuple[Traffic, Sources]:
         for fact, told in data["sources"].items()
     }
     return traffic, sources
-
-
-def _constant(tokens: float) -> Lengths:
-    return Lengths(mean=tokens, p50=tokens, p90=tokens, p99=tokens, max=tokens)
 
 
 def _scaled(lengths: Lengths, mean: float) -> Lengths:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
-from advisor import library
 from advisor.errors import UnknownName
 from advisor.reasoner.rulebook import Rulebook
 from advisor.reasoner.vocabulary import FACTS, Fact
@@ -68,17 +66,6 @@ def rule_docs(rulebook: Rulebook) -> dict[str, str]:
         row = f" (row {rule.seed_row})" if rule.seed_row else ""
         lines.append(f"- [{remedy}]({rule.id}.md){row}, {rule.safety}: {rule.remedy}")
     return {"README.md": "\n".join(lines) + "\n", **pages}
-
-
-def write_rule_docs(folder: Path, rulebook: Rulebook) -> tuple[Path, ...]:
-    """Writes the pages of docs/rules and removes those of rules that are gone; the paths written. Raises FileProblem."""
-    pages = rule_docs(rulebook)
-    for old in folder.glob("*/*.md"):
-        if old.relative_to(folder).as_posix() not in pages:
-            old.unlink()
-    for name, text in pages.items():
-        library.write_whole(folder / name, text)
-    return tuple(folder / name for name in pages)
 
 
 def _section(title: str, lines: Iterable[str]) -> str:

@@ -60,10 +60,6 @@ def training_price(rule: Rule, profile: Profile, tokens: float | None = None) ->
     return training_cost("qad" if distils else "qat", profile.model, profile.gpu, tokens=tokens)
 
 
-def _fallback(rule: Rule, before: list[Fallback], profile: Profile) -> Fallback:
-    return Fallback(**{"if": _condition(rule, before)}, rule=rule.id, cost=training_price(rule, profile))
-
-
 def _disappointed(profile: Profile, deployment: Deployment) -> Profile:
     goal = profile.goal
     limits = {"accuracy_budget_pct": goal.accuracy_budget_pct if goal.accuracy_budget_pct is not None else 1.0}

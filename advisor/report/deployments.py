@@ -56,18 +56,6 @@ def _describe_speculation(value: object) -> str:
     return f"{method or value} speculation" + (f", draft length {length}" if length else "")
 
 
-def describe_deployment(deployment: Deployment) -> str:
-    """A whole deployment in words, leaving out what is at its usual value."""
-    usual = Deployment()
-    parts = [describe_field("weights", deployment.weights), describe_field("kv_cache", deployment.kv_cache)]
-    parts.append(describe_field("batching", deployment.batching))
-    for name in Deployment.model_fields:
-        value = getattr(deployment, name)
-        if name not in ("weights", "kv_cache", "batching") and value != getattr(usual, name):
-            parts.append(describe_field(name, value))
-    return ", ".join(part for part in parts if part)
-
-
 def short_deployment(deployment: Deployment) -> str:
     """For a table: "FP8, KV FP8, TP2 x 4"."""
     parts = [units.WEIGHTS.get(deployment.weights, deployment.weights), "KV " + units.KV_CACHE[deployment.kv_cache]]

@@ -166,4 +166,3 @@ _INPUTS: dict[str, Callable[[Any, Any], Any]] = {
     "W4A8_AWQ": _input_fp8,
     "NVFP4": _input_nvfp4,
 }
-READABLE = tuple(_WEIGHTS)
