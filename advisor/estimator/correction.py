@@ -12,6 +12,8 @@ def corrected(estimate: Estimate, corrections: Mapping[str, Correction]) -> Esti
 
     corrections: metric (ttft_ms, itl_ms, request_latency_ms, output_tokens_per_s) -> factor. Memory is left as it is.
     """
+    if not corrections:
+        return estimate
     changes: dict[str, object] = {}
     ranges, basis = dict(estimate.range), dict(estimate.basis)
     said = []

@@ -198,16 +198,21 @@ def with_draft(step: StepTime, model: Model, weights: WeightFormat, speculation:
     acceptance = speculation.acceptance
     if acceptance is None:
         acceptance = acceptance_of(model, speculation.method, min(speculation.draft_len, LONGEST_DRAFT)).typical
-    queries = speculation.draft_len + 1
-    groups = tuple(
-        (replace(op, flop_time=op.flop_time * queries, prefill_t0=0.0, prefill_pair=0.0, prefill_token=0.0), times)
-        for op, times in step.groups
-    )
     tokens = expected_tokens(acceptance, speculation.draft_len)
     per_step, per_sequence = 0.0, 0.0
     if speculation.method == "ngram":
         per_step, per_sequence = step.host_lookup, step.host_lookup_sequence
     elif speculation.method == "draft":
         per_step = step.host_draft * speculation.draft_len
-    verify = replace(step, groups=groups)
+    verify = _verifying(step, speculation.draft_len + 1)
     return Speculating(step, verify, speculation.draft_len, tokens, cost, per_step, per_sequence)
+
+
+@by_identity(512, values=1)
+def _verifying(step: StepTime, queries: int) -> StepTime:
+    """The step with so many queries a sequence, and no prompts' attention."""
+    groups = tuple(
+        (replace(op, flop_time=op.flop_time * queries, prefill_t0=0.0, prefill_pair=0.0, prefill_token=0.0), times)
+        for op, times in step.groups
+    )
+    return replace(step, groups=groups)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime
+from advisor.estimator.remembering import by_identity
 from advisor.estimator.shapes import WEIGHT_BITS
 from advisor.types import WeightFormat
 
@@ -111,6 +112,7 @@ def gemm(
     )
 
 
+@by_identity(256, values=1)
 def _vector(constants: Constants, host: Runtime, weights: WeightFormat) -> tuple[Mapping[str, Any], float, Shares]:
     """The vector, the peak that it is relative to, and what the format reaches of it where it is not its own."""
     op, unit = FORM[weights]

@@ -37,6 +37,7 @@ class Parts:
     block: int
 
 
+@by_identity(64)
 def parameter_count(model: Model) -> int:
     """All parameters: the checkpoint's own count, else the sum of the matrices."""
     return model.params or sum(matrix.elements for matrix in matrices(model))

@@ -23,8 +23,7 @@ def by_identity(most: int, *, values: int = 0) -> Callable[[Callable[Given, Resu
 
         @wraps(function)
         def remembered(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-            fixed = len(args) - values
-            key = (*map(id, args[:fixed]), *args[fixed:])
+            key = (*map(id, args[:-values]), *args[-values:]) if values else tuple(map(id, args))
             entry = known.get(key)
             if entry is None:
                 if len(known) >= most:

@@ -7,6 +7,7 @@ fused into one multiplication, gate and up into another, as serving engines do.
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from functools import cache
 from typing import Literal, NamedTuple
 
 from advisor.estimator.remembering import by_identity
@@ -150,6 +151,7 @@ def _kept(name: str, pattern: str) -> bool:
     return fnmatch(name, pattern) or fnmatch(name, f"*{pattern}*")
 
 
+@cache
 def bits_per_element(weights: WeightFormat, group_size: int | None = None) -> float:
     """Bits that one weight takes in memory, its share of the scales and zero points included.
 

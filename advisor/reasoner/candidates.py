@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from advisor.estimator.remembering import by_identity
 from advisor.types import Deployment, Finding, Gpu, Model, Rule
 
 # Fields that say how the model is spread over the GPUs: searched together, since their product is bounded by the machine.
@@ -43,6 +44,7 @@ def fired_options(rules: tuple[Rule, ...], findings: tuple[Finding, ...]) -> tup
     )
 
 
+@by_identity(256)
 def changes_of(rule: Rule) -> dict[str, object]:
     """What a rule sets, as values of the Deployment; a speculation stays the mapping that the rule gives, to be filled in."""
     given = rule.applies.deployment

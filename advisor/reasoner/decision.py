@@ -104,8 +104,9 @@ def decide(
         raise nothing_allowed(profile, policy)
     chosen, feasible = choose(tried, aim(profile))
     options = fill_speculation(profile, chosen.deployment, fired)
-    tried = _permitted(called_for(search.try_all(baseline, options, spread), rulebook.rules) or [alone], policy)
-    chosen, feasible = choose(tried, aim(profile))
+    if options != plain:
+        tried = _permitted(called_for(search.try_all(baseline, options, spread), rulebook.rules) or [alone], policy)
+        chosen, feasible = choose(tried, aim(profile))
     chosen = _without_useless_switches(chosen, options, search, policy)
     return Decision(alone, chosen, feasible, tuple(tried), options)
 
@@ -116,10 +117,10 @@ def _permitted(tried: list[Tried], policy: Policy | None) -> list[Tried]:
 
 def _without_useless_switches(chosen: Tried, options: tuple[Option, ...], search: Search, policy: Policy | None) -> Tried:
     """Leave out each switch that makes the plan worse."""
+    default = Deployment()
     for option in options:
         if not option.is_switch or option.rule not in chosen.candidate.rules:
             continue
-        default = Deployment()
         undone = chosen.deployment.model_copy(update={name: getattr(default, name) for name in option.changes})
         made = None if broken_fields(undone, policy) else search.estimate(undone)
         if made and _better(made, chosen.estimate, search.profile):
