@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 from advisor.estimator.remembering import by_identity
@@ -22,6 +23,9 @@ class Option:
     rule: str
     changes: dict[str, object]
     conflicts: frozenset[str] = frozenset()
+
+    def __hash__(self) -> int:
+        return hash((self.rule, *self.changes))
 
     @property
     def is_switch(self) -> bool:
@@ -118,8 +122,16 @@ class Candidate:
     rules: tuple[str, ...]
 
 
-def combine(baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> Iterator[Candidate]:
-    """Every combination of the ranked options, one value a field, over every layout; all switches on."""
+@lru_cache(maxsize=64)
+def combine(baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> tuple[Candidate, ...]:
+    """Every combination of the ranked options, one value a field, over every layout; all switches on.
+
+    Remembered: where a profile is moved to find what would change the plan, the same rules fire more often than not.
+    """
+    return tuple(_combine(baseline, options, spread))
+
+
+def _combine(baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> Iterator[Candidate]:
     switches = [option for option in options if option.is_switch]
     ranked: dict[str, list[Option | None]] = {}
     for option in options:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from advisor.estimator.remembering import by_identity
 from advisor.reasoner.condition import evaluate, holds, how_to_find_out, parse
 from advisor.reasoner.facts import gather_facts
 from advisor.reasoner.rulebook import Rulebook
@@ -26,10 +27,15 @@ def find_firing(profile: Profile, rulebook: Rulebook) -> tuple[Finding, ...]:
     facts = gather_facts(profile)
     rules = sorted((rule for rule in rulebook.rules if rule.status != "retired"), key=lambda rule: rule.id)
     return tuple(
-        Finding(rule=rule.id, seed_row=rule.seed_row, verdict="fires", safety=rule.safety, evidence=(),
-                problem=rule.problem, why=rule.why, remedy=rule.remedy, references=rule.references)
-        for rule in rules
-        if all(holds(parse(line), facts) is True for line in (*rule.when, *rule.requires))
+        _fired(rule) for rule in rules if all(holds(parse(line), facts) is True for line in (*rule.when, *rule.requires))
+    )
+
+
+@by_identity(256)
+def _fired(rule: Rule) -> Finding:
+    return Finding(
+        rule=rule.id, seed_row=rule.seed_row, verdict="fires", safety=rule.safety, evidence=(),
+        problem=rule.problem, why=rule.why, remedy=rule.remedy, references=rule.references,
     )  # fmt: skip
 
 
