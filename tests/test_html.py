@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from advisor.report import charts, sections, units
+from advisor.report import charts, omissions, units
 from advisor.report.rendering import render
 from advisor.types import Evidence, Grid, Report
 
@@ -307,7 +307,7 @@ def test_page_says_everything_without_javascript(browser: Any, pages: dict[str, 
             assert units.figure(part) in text
     for item in (
         *report.plan.shortfall,
-        *(one.reason for one in sections.left_out(report)),
+        *(one.reason for one in omissions.left_out(report)),
         *(f.then for f in report.plan.flips),
     ):
         assert " ".join(item.split()) in text

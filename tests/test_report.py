@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from advisor.report import commands, evidence, sections, units
+from advisor.report.changes import change_lines
 from advisor.report.charts import accuracy
 from advisor.report.deployments import settings
 from advisor.report.outcome import headline, of_steps
@@ -271,7 +272,7 @@ def test_executed_change_says_what_it_measured() -> None:
     change = Change(
         rule="a/b", action="quantize", before={"ppl": 7.0}, after={"ppl": 7.25, "accuracy_loss_pct": 3.57}, gate="failed"
     )
-    assert sections.change_lines(change) == ("ppl 7 -> 7.25; accuracy_loss_pct 3.57",)
+    assert change_lines(change) == ("ppl 7 -> 7.25; accuracy_loss_pct 3.57",)
 
 
 def test_changes_are_shown_as_settings() -> None:

@@ -71,7 +71,8 @@ def command(overlay: str | None, policy: str | None, **options: Any) -> int:
     from pathlib import Path
 
     from advisor import drafting
-    from advisor.report.sections import change_lines, rule_lines
+    from advisor.report.changes import change_lines
+    from advisor.report.sections import rule_lines
 
     own = (
         "draft", "prompts", "out", "count", "answer_tokens", "prompt_tokens", "temperature", "draft_len", "proofs", "seed",

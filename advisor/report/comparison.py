@@ -246,7 +246,7 @@ def render_comparison(comparison: Comparison, format: Literal["text", "json"] = 
 
     if format == "json":
         return to_json(comparison)
-    from advisor.report.text import UNICODE, Page
+    from advisor.report.layout import UNICODE, Page
 
     page = Page(width, color=False, glyphs=UNICODE)
     if comparison.same:

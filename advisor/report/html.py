@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from advisor.report import charts, commands, evidence, second_opinions, sections, served, students, units
+from advisor.report import charts, commands, evidence, omissions, second_opinions, sections, served, students, units
+from advisor.report.changes import change_lines
 from advisor.report.deployments import settings, short_deployment
 from advisor.report.outcome import headline, of_steps
 from advisor.report.templating import fill
@@ -43,6 +44,7 @@ def render_html(report: Report) -> str:
         "memory_colors": MEMORY_COLORS,
         "commands": commands,
         "sections": sections,
+        "omissions": omissions,
         "students": students,
         "second_opinions": second_opinions,
         "evidence": evidence,
@@ -50,7 +52,7 @@ def render_html(report: Report) -> str:
         "served": served,
         "short_deployment": short_deployment,
         "units": units,
-        "change_lines": sections.change_lines,
+        "change_lines": change_lines,
         "spending": sections.spending,
         "expected": expected,
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from advisor.report import commands, evidence, second_opinions, sections, served, students, units
+from advisor.report import commands, evidence, omissions, second_opinions, sections, served, students, units
+from advisor.report.changes import change_lines
 from advisor.report.outcome import headline, of_steps
 from advisor.report.templating import fill
 from advisor.types import Report
@@ -25,6 +26,8 @@ def render_markdown(report: Report) -> str:
         "report": report,
         "plan": report.plan,
         "sections": sections,
+        "omissions": omissions,
+        "change_lines": change_lines,
         "served": served,
         "evidence": evidence,
         "students": students,

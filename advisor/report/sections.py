@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from advisor.report import units
 from advisor.report.deployments import describe_changes, short_deployment
-from advisor.report.evidence import compared, unknown_facts
+from advisor.report.evidence import compared
 from advisor.types import (
-    Calibration,
-    Change,
-    DraftLength,
     Estimate,
     Fallback,
     Finding,
@@ -72,20 +68,6 @@ class Reason:
     title: str
     step: Step
     finding: Finding | None
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A remedy that is not in the plan."""
-
-    rule: str
-    kind: Literal["beaten", "absent", "impossible", "undecided"]
-    reason: str
-    short: str
-    """the facts that decide, in a few words"""
-    estimate: Estimate | None = None
-    matters: bool = False
-    """it was estimated, and its figures are not those of the plan"""
 
 
 # ---------------------------------------------------------------- the decision
@@ -246,44 +228,6 @@ def gains(before: Estimate, after: Estimate) -> tuple[str, ...]:
     return tuple(found)
 
 
-def change_lines(change: Change) -> tuple[str, ...]:
-    """What an executed change measured, its gate, its artifact and command."""
-    moved = []
-    for name, after in change.after.items():
-        if name in change.before and change.before[name] == after:
-            continue
-        old, new = units.pair(change.before.get(name), after)
-        moved.append(f"{name} {old} -> {new}" if name in change.before else f"{name} {new}")
-    lines = ["; ".join(moved), *change.detail.splitlines()]
-    lines += [calibration_line(change.calibration)] if change.calibration else []
-    lines += [
-        f"{item.what}: {item.metric} {units.figure(item.value, 4)}"
-        + (f" (95 % {units.figure(item.low, 4)} to {units.figure(item.high, 4)})" if item.low is not None else "")
-        + (f", predicted {units.figure(item.predicted, 4)}" if item.predicted is not None else "")
-        + (
-            f" ({units.span(*item.predicted_range)} before it began)"
-            if item in change.training and item.predicted_range
-            else ""
-        )
-        + (f", limit {units.figure(item.limit, 4)}" if item.limit is not None else "")
-        + (f" {item.verdict}" if item.verdict is not None else "")
-        + (f", n = {units.given(item.samples)}" if item.samples else "")
-        for item in (
-            *change.accuracy,
-            *change.training,
-            *(item for item in change.serving if not item.metric.endswith(("_p50", "_p90"))),
-        )
-    ]
-    lines += [draft_line(item) for item in change.drafts]
-    seconds = f"took {units.figure(change.seconds)} s" if change.seconds is not None else ""
-    lines += [
-        seconds,
-        f"artifact: {change.artifact}" if change.artifact else "",
-        f"command: {change.command}" if change.command else "",
-    ]
-    return tuple(line for line in lines if line)
-
-
 def rule_lines(report: Report, rules: Sequence[str]) -> tuple[str, ...]:
     """What some rules say, each with the comparisons that decide it."""
     found = []
@@ -292,35 +236,6 @@ def rule_lines(report: Report, rules: Sequence[str]) -> tuple[str, ...]:
             deciding = [one for one in finding.evidence if one.holds is not True] or list(finding.evidence)
             found.append(f"{finding.rule} {finding.verdict}: {'; '.join(map(compared, deciding))}")
     return tuple(found)
-
-
-def draft_line(item: DraftLength) -> str:
-    """What one draft length gave here and is worth there."""
-    measured = f"{units.figure(item.tokens_per_step)} tokens a step ({units.figure(item.low)} to {units.figure(item.high)})"
-    text = f"drafts of {item.draft_len}: {measured}, the formula says {units.figure(item.formula)}"
-    if item.gain is None:
-        return text
-    span = f" ({units.figure(item.gain_range[0])} to {units.figure(item.gain_range[1])})" if item.gain_range else ""
-    until = f"up to {units.given(item.break_even_concurrency)} requests" if item.break_even_concurrency else "at no load"
-    return f"{text}; decode x {units.figure(item.gain)}{span}, gains {until}"
-
-
-def calibration_line(found: Calibration) -> str:
-    """How representative the calibration set is, as measured."""
-    dropped = f", {found.duplicates} doubles and {found.short} short ones dropped" if found.duplicates or found.short else ""
-    distance = "not known" if found.distance is None else f"{found.distance:.2f} (0 the same tokens, 1 disjoint)"
-    parts = [
-        f"calibrated on {found.prompts:,} prompts of {found.source}, {found.tokens:,} tokens{dropped}",
-        f"distance from {found.production} {distance}",
-        f"{found.unseen_pct:.1f} % of their tokens never seen" if found.unseen_pct is not None else "",
-        f"half of the prompts are longer than {found.length_p50:,} tokens and 5 % than {found.length_p95:,}"
-        + (
-            f"; of the traffic, cut to the same limit, {found.production_p50:,} and {found.production_p95:,}"
-            if found.production_p50 is not None and found.production_p95 is not None
-            else ""
-        ),
-    ]
-    return "; ".join(part for part in parts if part)
 
 
 def spending(fallback: Fallback) -> str:
@@ -332,74 +247,6 @@ def spending(fallback: Fallback) -> str:
     gpus = f", {cost.least_gpus} GPUs at least for its memory" if cost.least_gpus and cost.least_gpus > 1 else ""
     hours = units.span(cost.gpu_hours[0], cost.gpu_hours[1], joint=" to ")
     return f"about {hours} GPU-hours for {tokens} B tokens ({cost.basis}){gpus}; it asks before it spends them"
-
-
-# ---------------------------------------------------------------- what is not in the plan
-
-
-KINDS: dict[str, Literal["beaten", "absent", "impossible", "undecided"]] = {
-    "fires": "beaten", "silent": "absent", "blocked": "impossible", "unknown": "undecided"
-}  # fmt: skip
-KIND_TITLES = {
-    "beaten": "possible, but the plan is better",
-    "absent": "no such problem here",
-    "impossible": "impossible here",
-    "undecided": "not decided until a fact is known",
-}
-
-
-def left_out(report: Report) -> tuple[LeftOut, ...]:
-    """The planner's rejections, then the rules whose remedy is impossible here."""
-    findings = {f.rule: f for f in report.findings}
-    done = {s.rule for s in report.plan.steps}
-    items = []
-    for rejection in report.plan.rejected:
-        finding = findings.get(rejection.rule)
-        is_forbidden = rejection.reason.startswith("forbidden by the policy")
-        kind = KINDS[finding.verdict] if finding and not is_forbidden else "beaten"
-        matters = _differs(rejection.estimate, report.plan.expected)
-        reason = f"waits for {', '.join(_waits(finding))}" if finding and kind == "undecided" else rejection.reason
-        items.append(LeftOut(rejection.rule, kind, reason, _deciding(finding), rejection.estimate, matters))
-    named = {item.rule for item in items}
-    for finding in report.findings:
-        if finding.verdict == "blocked" and finding.rule not in named | done:
-            short = _deciding(finding)
-            reason = f"the problem is real, the remedy impossible here: {short or 'see its evidence'}"
-            items.append(LeftOut(finding.rule, "impossible", reason, short))
-    return tuple(items)
-
-
-def told(items: tuple[LeftOut, ...]) -> tuple[LeftOut, ...]:
-    """Those worth a sentence each where space is short: beaten by the plan, or estimated with other figures than its."""
-    return tuple(item for item in items if item.kind == "beaten" or (item.kind == "absent" and item.matters))
-
-
-def briefly(items: tuple[LeftOut, ...]) -> tuple[tuple[str, tuple[LeftOut, ...]], ...]:
-    """(why, those left out for it) of all others."""
-    rest = [item for item in items if item not in told(items)]
-    groups = ((KIND_TITLES[kind], tuple(i for i in rest if i.kind == kind)) for kind in ("absent", "impossible", "undecided"))
-    return tuple((title, group) for title, group in groups if group)
-
-
-def in_short(item: LeftOut) -> str:
-    """A remedy in a list of others: with the facts that make it impossible, or that it waits for."""
-    deciding = {"impossible": item.short, "undecided": item.reason}.get(item.kind, "")
-    return f"{item.rule} ({deciding})" if deciding else item.rule
-
-
-def _waits(finding: Finding) -> list[str]:
-    return list(dict.fromkeys(name for item in finding.evidence if item.holds is None for name in unknown_facts(item)))
-
-
-def _deciding(finding: Finding | None) -> str:
-    return "; ".join(compared(item) for item in finding.evidence if item.holds is False) if finding else ""
-
-
-def _differs(one: Estimate | None, other: Estimate) -> bool:
-    if one is None:
-        return False
-    ours, theirs = other.output_tokens_per_s, one.output_tokens_per_s
-    return one.fits != other.fits or bool(ours and theirs and abs(theirs / ours - 1) >= 0.01)
 
 
 def notes(report: Report) -> tuple[str, ...]:

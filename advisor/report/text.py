@@ -4,61 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from advisor.report import commands, evidence, second_opinions, sections, students, units
+from advisor.report import commands, evidence, omissions, second_opinions, sections, students, units
+from advisor.report.changes import change_lines
+from advisor.report.layout import ASCII, INDENT, UNICODE, Page
 from advisor.report.sanitation import to_ascii
 from advisor.report.sections import METRICS, Reason
 from advisor.types import Estimate, Memory, Report
 
 NARROWEST, WIDEST = 77, 120
-INDENT = "  "
-
-
-@dataclass(frozen=True)
-class Glyphs:
-    """The characters that are not plain text."""
-
-    bar: tuple[str, str, str, str, str]
-    """weights, KV cache, activations, runtime, free"""
-    limit: str
-    ellipsis: str
-    bullet: str
-
-
-UNICODE = Glyphs(("█", "▓", "▒", "░", "·"), "│", "…", "–")
-ASCII = Glyphs(("#", "k", "a", "r", "."), "|", "~", "-")
-_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 _BAR_COLORS = ("34", "36", "35", "33", "2")
-
-
-@dataclass(frozen=True)
-class Page:
-    """How to lay out: width in columns, colours or none, which glyphs."""
-
-    width: int
-    color: bool
-    glyphs: Glyphs
-
-    def style(self, name: str, text: str) -> str:
-        """`text` in a style of the terminal; after padding, as the codes have no width."""
-        return f"\x1b[{_STYLES.get(name, name)}m{text}\x1b[0m" if self.color and text.strip() else text
-
-    def wrap(self, text: str, *, first: str = INDENT, rest: str | None = None) -> list[str]:
-        """`text` in lines of at most the page's width, hanging under `rest`."""
-        rest = " " * len(first) if rest is None else rest
-        wrapped = textwrap.wrap(
-            text, self.width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=True
-        )
-        return wrapped or [first.rstrip()]
-
-    def cut(self, text: str, width: int) -> str:
-        """`text` in at most `width` columns."""
-        return text if len(text) <= width else text[: max(width - 1, 0)] + self.glyphs.ellipsis
-
-    def heading(self, text: str) -> list[str]:
-        """A section's first lines."""
-        return ["", self.style("bold", self.cut(text, self.width))]
 
 
 def render_text(report: Report, *, width: int = 80, color: bool = False, ascii: bool = False) -> str:
@@ -276,7 +231,7 @@ def _changes(page: Page, report: Report) -> list[str]:
         title = page.cut(f"{number} {change.action}: {change.rule}", page.width - len(gate) - 4)
         space = " " * (page.width - len(INDENT) - len(title) - len(gate))
         lines.append(INDENT + title + space + page.style(colors.get(change.gate, "yellow"), gate))
-        for line in sections.change_lines(change):
+        for line in change_lines(change):
             lines += page.wrap(line, first="    ")
     return lines
 
@@ -317,16 +272,16 @@ def _gains(reason: Reason, baseline: Estimate) -> str:
 
 
 def _left_out(page: Page, report: Report) -> list[str]:
-    items = sections.left_out(report)
+    items = omissions.left_out(report)
     lines = page.heading("Left out, and why") if items else []
     first = f"{INDENT}{page.glyphs.bullet} "
-    told = sections.told(items)
+    told = omissions.told(items)
     for number, item in enumerate(told):
         same = next((one.rule for one in told[:number] if item.estimate and one.estimate == item.estimate), None)
         reason = f"the same figures as {same}; {item.short}" if same and item.short else item.reason
         lines += page.wrap(f"{item.rule}: {reason}", first=first)
-    for title, group in sections.briefly(items):
-        lines += page.wrap(f"{title}: {', '.join(map(sections.in_short, group))}", first=first)
+    for title, group in omissions.briefly(items):
+        lines += page.wrap(f"{title}: {', '.join(map(omissions.in_short, group))}", first=first)
     return lines
 
 
