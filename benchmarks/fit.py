@@ -4,9 +4,10 @@
 
 Each era (engine and release line) is fitted on its own records. The error that counts is that of records held out: five folds
 of whole groups (model, GPU, format), each predicted by constants fitted on the other four. They stand in
-benchmarks/held_out.csv, and their quantiles become the intervals of profiles/constants/_intervals.yaml. With --write these
-files are written, and the constants from a fit on all records. Needs numpy and scipy (development only). Minimised: the soft-L1
-norm of log(estimate / measurement), beside a pull to priors.
+benchmarks/held_out.csv, their quantiles become the intervals of profiles/constants/_intervals.yaml, and what the same constants
+choose in the published tables of those groups stands in benchmarks/held_out_choices.csv. With --write these files are written,
+and the constants from a fit on all records. Needs numpy and scipy (development only). Minimised: the soft-L1 norm of
+log(estimate / measurement), beside a pull to priors.
 """
 
 from __future__ import annotations
@@ -14,20 +15,23 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from measurements import Measured, error, read_measurements
+from ratios import Choice, Table, choices, tables
 from scipy.optimize import least_squares
 
 from advisor import library
 from advisor.estimator import deployment, engines
+from advisor.estimator.intervals import line_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ROOT / "profiles" / "constants" / "_engines.yaml"
+CHOSEN = ROOT / "benchmarks" / "held_out_choices.csv"
 INTERVALS = ROOT / "profiles" / "constants" / "_intervals.yaml"
 HELD_OUT = ROOT / "benchmarks" / "held_out.csv"
 FOLDS = 5
@@ -38,14 +42,14 @@ ERAS = {
     "sglang": ("sglang", 0),
 }
 BOUNDS = {
-    "sequence_us": (0.05, 40), "waiting_us": (0.05, 40), "pipeline_us": (0.5, 60), "step_us": (1, 5000), "layer_us": (1, 60),
+    "sequence_us": (0.05, 40), "waiting_us": (0.05, 40), "pipeline_us": (0.5, 60), "step_us": (1, 5000), "layer_us": (1, 100),
     "moe_layer_us": (0.5, 80), "passes": (2, 40), "runtime_gib": (0.2, 6), "grace_factor": (0.6, 4), "overlap": (1, 8),
     "launch": (0.1, 1.5), "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm_block": (0.7, 1.5), "gemm4": (0.7, 1.5),
     "decode": (0.7, 1.4), "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5),
-    "moe4": (0.6, 1.6), "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "wire_ring": (0.3, 2),
-    "pcie_latency_us": (2, 80),
-    "pcie_share": (0.25, 0.9), "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (10, 1000), "sampling": (1, 20),
-    "fused_fp4": (0.01, 1), "exchange": (0.1, 1.5), "block_blackwell": (0.8, 4),
+    "moe4": (0.6, 1.6), "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "wire_ring": (0.3, 2), "ring_latency": (0.3, 4),
+    "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9), "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (1, 1000),
+    "pcie_staged_share": (0.3, 1), "sampling": (1, 20), "fused_fp4": (0.01, 1), "exchange": (0.1, 1.5),
+    "block_blackwell": (0.8, 4),
 }  # fmt: skip
 """what is physically plausible"""
 COMMON = [
@@ -54,9 +58,8 @@ COMMON = [
 ]  # fmt: skip
 FITTED = {
     "tensorrt-llm 0.14 to 0.17": [
-        *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "moe16", "moe8", "wire_ring", "pcie_latency_us",
-        "pcie_share",
-        "pcie_far_share", "pcie_staged_us",
+        *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "moe16", "moe8", "wire_ring", "ring_latency",
+        "pcie_latency_us", "pcie_share", "pcie_far_share", "pcie_staged_us", "pcie_staged_share",
     ],
     "tensorrt-llm 0.19 and later": [
         *COMMON, "waiting_us", "pipeline_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4",
@@ -74,7 +77,7 @@ PRIOR = {
     "sequence_us": 2.0, "waiting_us": 2.0, "pipeline_us": 25.0, "step_us": 100.0, "layer_us": 12.0, "moe_layer_us": 20.0,
     "passes": 14.0, "runtime_gib": 2.0, "grace_factor": 1.0, "overlap": 1.2, "launch": 0.7, "sampling": 5.0, "fused_fp4": 0.5,
     "moe_layer_us@1.2": 12.0, "exchange@1.2": 0.7, "layer_us@0.5.9": 9.0, "moe_layer_us@0.5.9": 12.0,
-    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5, "pcie_staged_us": 250.0,
+    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5, "pcie_staged_us": 250.0, "pcie_staged_share": 0.7,
 }  # fmt: skip
 """of the constants that are not factors on kernel times; those are 1 before anything is measured. 1.2 and 0.5.9 chain kernels
 without gaps (programmatic dependent launch) and exchange tokens by direct writes: the same DeepSeek-R1 deployments became 10
@@ -156,8 +159,8 @@ def fit_first_token(era: str, records: Sequence[Measured]) -> dict[str, float]:
         apply(era, values)
         return sum(min(abs(e), 1.0) for r in known for e in [error(r)] if e is not None)
 
-    for name, choices in [*tried.items(), *tried.items()] if known else []:
-        best = min(({**best, name: float(value)} for value in choices), key=cost)
+    for name, values in [*tried.items(), *tried.items()] if known else []:
+        best = min(({**best, name: float(value)} for value in values), key=cost)
     return best
 
 
@@ -176,10 +179,10 @@ def fit_all(era: str, records: Sequence[Measured], start: dict[str, float], near
 
 
 def held_out_errors(
-    era: str, records: Sequence[Measured], start: dict[str, float], near: dict[str, float]
-) -> list[tuple[Measured, float]]:
-    """Each record with its error under constants that were fitted without its group."""
-    found = []
+    era: str, records: Sequence[Measured], choosing: Sequence[Table], start: dict[str, float], near: dict[str, float]
+) -> tuple[list[tuple[Measured, float]], list[Choice]]:
+    """Each record with its error, and each table's choice, under constants that were fitted without its group."""
+    found, chosen = [], []
     for number in range(FOLDS):
         rest = [r for r in records if fold(r.group) != number]
         mine = [r for r in records if fold(r.group) == number]
@@ -187,8 +190,9 @@ def held_out_errors(
             continue
         fit_all(era, rest, start, near)
         found += [(r, e) for r in mine for e in [error(r)] if e is not None]
+        chosen += choices(t for t in choosing if fold(t.group) == number)
     apply(era, start)
-    return found
+    return found, chosen
 
 
 def summary(errors: Sequence[tuple[Measured, float]]) -> str:
@@ -240,26 +244,38 @@ def main() -> None:
     fitted: dict[str, dict[str, float]] = {}
     spread: dict[str, dict[str, dict[str, list[float]]]] = {}
     lines: list[str] = []
+    picks: list[str] = []
     for era in names:
         records = [r for r in measured if r.era == era]
+        choosing = [t for t in tables() if line_of(t.engine) == era]
         start = starting_values(era)
         fitted[era] = fit_all(era, records, start, start)
         everything = [(r, e) for r in records if r.layout_stated for e in [error(r)] if e is not None]
-        held_out = held_out_errors(era, records, start, fitted[era])
+        chosen = choices(choosing)
+        held_out, chosen_held_out = held_out_errors(era, records, choosing, start, fitted[era])
         print(era)
         for regime in dict.fromkeys(r.regime for r in records):
             print(f"  held out  {regime:12s} {summary([x for x in held_out if x[0].regime == regime and x[0].layout_stated])}")
         lines += [f"{r.id},{era},{e:.4f}" for r, e in held_out]
+        picks += [f"{c.id},{era},{c.option},{c.regret:.4f}" for c in chosen_held_out]
         spread[era] = intervals([x for x in held_out if x[0].layout_stated and (x[0].protocol_known or x[0].regime != "ttft")])
         for regime in dict.fromkeys(r.regime for r in records):
             print(f"  all in    {regime:12s} {summary([x for x in everything if x[0].regime == regime])}")
+        for name, picked in (("held out", chosen_held_out), ("all in  ", chosen)):
+            print(f"  {name}  choices      {sum(c.near_best for c in picked)} of {len(picked)}")
         print("  ", fitted[era], flush=True)
     if "--write" in sys.argv:
         write_engines(fitted)
         library.write_whole(INTERVALS, interval_text(spread))
-        kept = HELD_OUT.read_text(encoding="utf-8").splitlines()[1:] if HELD_OUT.is_file() else []
-        kept = [line for line in kept if line.split(",")[1] not in spread]
-        library.write_whole(HELD_OUT, "\n".join(["id,era,log_error", *sorted(kept + lines)]) + "\n")
+        write_lines(HELD_OUT, "id,era,log_error", lines, spread)
+        write_lines(CHOSEN, "id,era,option,regret", picks, spread)
+
+
+def write_lines(path: Path, header: str, lines: Sequence[str], eras: Collection[str]) -> None:
+    """Replace the lines of these eras in a CSV file."""
+    kept = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    kept = [line for line in kept if line.split(",")[1] not in eras]
+    library.write_whole(path, "\n".join([header, *sorted([*kept, *lines])]) + "\n")
 
 
 def interval_text(spread: dict[str, dict[str, dict[str, list[float]]]]) -> str:

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from advisor.estimator.arrivals import Request
 from advisor.estimator.batching import Steps, in_flight, run, static, static_idle_share
 from advisor.estimator.first_token import closed_loop, drained, open_loop
+from advisor.estimator.replica import Server
+from advisor.estimator.simulation import replay
 from advisor.types import Load
 
 
@@ -65,13 +68,24 @@ def test_each_pipeline_stage_has_a_token_budget() -> None:
     assert flow.tokens_per_s * flow.seconds_per_token == pytest.approx(4 * 2048 / 11)
 
 
-def test_a_finite_run_ends_with_a_wave_that_does_not_fill_the_slots() -> None:
-    whole, half = run(STEP, 100, 200, 1000, 100, 8192), run(STEP, 100, 150, 1000, 100, 8192)
-    steady = in_flight(STEP, 100, 1000, 100, 8192)
-    assert whole.tokens_per_s == pytest.approx(steady.tokens_per_s)
-    assert half.tokens_per_s < steady.tokens_per_s
+def test_a_finite_run_starts_and_ends_with_some_of_its_slots() -> None:
+    # full waves, and 100 prompts of 1000 tokens over 100 * 1000 / (8192 - 50) steps: so many more with 50 than with 100
+    steps = 100 * 1000 / (8192 - 50)
+    ramp = steps * (2 * 0.0105 - 0.011)
+    wave = 100 * 0.012
+    assert run(STEP, 100, 200, 1000, 100, 8192).tokens_per_s == pytest.approx(200 * 100 / (2 * wave + ramp))
     few = run(STEP, 100, 50, 1000, 100, 8192)
-    assert few.tokens_per_s == pytest.approx(in_flight(STEP, 50, 1000, 100, 8192).tokens_per_s)
+    steady = in_flight(STEP, 50, 1000, 100, 8192).tokens_per_s
+    assert 0.9 * steady < few.tokens_per_s < steady
+    assert run(STEP, 100, 150, 1000, 100, 8192).tokens_per_s < run(STEP, 100, 200, 1000, 100, 8192).tokens_per_s
+
+
+@pytest.mark.parametrize("requests", [100, 250, 400, 430])
+@pytest.mark.parametrize(("isl", "osl", "budget"), [(1000, 100, 8192), (300, 300, 1024), (2000, 200, 2048), (50, 500, 2048)])
+def test_a_finite_run_is_what_the_simulation_makes_of_it(isl: int, osl: int, budget: int, requests: int) -> None:
+    each = [Request(0.0, isl, osl)] * requests
+    simulated = replay(each, STEP.step, Server(slots=100, budget=budget, chunked=True)).output_tokens_per_s
+    assert run(STEP, 100, requests, isl, osl, budget).tokens_per_s == pytest.approx(simulated, rel=0.03)
 
 
 def test_static_batches_idle_while_the_longest_ends() -> None:

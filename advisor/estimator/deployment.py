@@ -16,6 +16,7 @@ from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, draine
 from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
 from advisor.estimator.step_time import StepTime, step_time
+from advisor.estimator.trtllm_bench import as_built, builds, running
 from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model, Speculation
 
 DEFAULT_TOKENS = 8192
@@ -51,6 +52,10 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     engine = engine or Engine()
     ready = _prepare(model, gpu, deployment, engine)
     notes: list[str] = []
+    built = builds(ready.host, deployment, load)
+    if built:
+        deployment = as_built(model, gpu, deployment, load)
+        ready = _prepare(model, gpu, deployment, engine)
     slots = most_sequences(ready.memory, load, deployment)
     memory, step = ready.memory, ready.step
     if slots is None:
@@ -62,6 +67,8 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     limit = ready.batch * width
     if slots is not None and slots < limit:
         limit = slots
+    if built and slots is not None:
+        limit = min(limit, running(slots))
     if step is None:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
         return only_memory(memory, load, most, limit, notes)

@@ -56,6 +56,8 @@ class Runtime(NamedTuple):
     """default tokens per step"""
     batch: int
     """default sequences per step"""
+    built: bool
+    """whether offline runs use engines that trtllm-bench built for their lengths"""
     eager_layer_us: float
     eager_moe_us: float
     eager_mla_us: float
@@ -103,8 +105,9 @@ class Runtime(NamedTuple):
     wire_latency: float
     wire_bandwidth: float
     wire_ring: float
-    """the same for collectives: their fixed and mid-size part, and their time per byte, on switches that add (Hopper's and
-    later) and on those that only pass on"""
+    ring_latency: float
+    """the same for collectives: their fixed and mid-size part, their time per byte on switches that add (Hopper's and later)
+    and on those that only pass on, and what the latter add to the fixed part"""
     gathers: bool
     """whether the experts' buffers hold the tokens of all attention-DP ranks at once (TensorRT-LLM's; vLLM's work in chunks)"""
     exchange: float
@@ -116,7 +119,9 @@ class Runtime(NamedTuple):
     pcie_latency_us: float
     """of all-reduce over PCIe, per GPU of the ring"""
     pcie_staged_us: float
-    """added where the published figures show that PCIe peers reach each other through host memory: A100 PCIe"""
+    pcie_staged_share: float
+    """where the published figures show that PCIe peers reach each other through host memory, A100 PCIe: added between two, and
+    the share of the others' bus; a byte staged so crosses the bus once or twice"""
     pcie_share: float
     pcie_far_share: float
     """share of the bus that an all-reduce reaches among up to four GPUs and among more, which sit on two sockets"""

@@ -90,7 +90,7 @@ def experts(
         wake=vector["al"] * moe.active / moe.experts,
         pad=vector["pad"],
         row_time=many * factor * 2 * elements / (peak * vector["ec"]),
-        expert_time=few * factor * elements * bits / 8 / (constants.bandwidth * vector["eb"]),
+        expert_time=few * slower * elements * bits / 8 / (constants.bandwidth * vector["eb"]),
         power=vector["p"],
         inverse=1 / vector["p"],
         token_time=many * factor * vector["q"] * 2.0 * hidden / constants.bandwidth,

@@ -5,6 +5,10 @@
 Fitted per GPU and group size on kernel tables. Over PCIe the table of L40S is 3 to 9 times slower than what published
 throughput shows (facts/estimator.md, section 2); there, and on PCIe GPUs without a table, an all-reduce is a ring of 2 (n - 1)
 messages at a share of the bus that the published tables determine.
+
+TensorRT-LLM up to 0.17 leaves messages above 0.5 MB among eight GPUs and 1 MB among four to NCCL (selectImplementation of
+cpp/tensorrt_llm/plugins/ncclPlugin/allreducePlugin.cpp, where the two-shot kernel is switched off), whose known issue on AMD
+hosts, those of A100 systems, its perf-overview of 0.17 names; hence a latency of its own for switches that only pass on.
 """
 
 from __future__ import annotations
@@ -62,16 +66,22 @@ def _collective(constants: Constants, op: str, n: int, passes: float, host: Runt
     if key is None:
         return Collective(10e-6, passes * (n - 1) / n / ((constants.link_bytes or PCIE_4_X16) * LINK_SHARE), 0.0, 1.0)
     vector = table[key]
+    latency, per_byte = host.wire_latency, host.wire_bandwidth
+    if constants.gpu == AMPERE:
+        latency, per_byte = latency * host.ring_latency, host.wire_ring
     return Collective(
-        vector["t0_us"] * 1e-6 * host.wire_latency,
-        (host.wire_ring if constants.gpu == AMPERE else host.wire_bandwidth) / (vector["gb_s"] * 1e9),
-        vector["t1_us"] * 1e-6 * host.wire_latency,
+        vector["t0_us"] * 1e-6 * latency,
+        per_byte / (vector["gb_s"] * 1e9),
+        vector["t1_us"] * 1e-6 * latency,
         vector["b1_mb"] * 1e6,
     )
 
 
 def _over_pcie(constants: Constants, n: int, passes: float, host: Runtime) -> Collective:
     """A ring of 2 (n - 1) messages for an all-reduce, half of it for an all-gather."""
-    latency = host.pcie_latency_us * 2 * (n - 1) + (host.pcie_staged_us if constants.gpu == AMPERE else 0.0)
     bus = (constants.link_bytes or PCIE_4_X16) * (host.pcie_share if n <= 4 else host.pcie_far_share)
+    latency = host.pcie_latency_us * 2 * (n - 1)
+    if constants.gpu == AMPERE:
+        bus *= host.pcie_staged_share
+        latency += host.pcie_staged_us if n == 2 else 0.0
     return Collective(passes / 2 * latency * 1e-6, passes * (n - 1) / n / bus, 0.0, 1.0)

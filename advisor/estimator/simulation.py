@@ -13,9 +13,10 @@ from advisor.estimator.deployment import busy_replicas, check
 from advisor.estimator.drafting import Speculating, draft_weight_bytes, speculating
 from advisor.estimator.engines import runtime_of
 from advisor.estimator.inflight import InFlight
-from advisor.estimator.memory import parts, ranks, sequence_bytes
+from advisor.estimator.memory import most_sequences, parts, ranks, sequence_bytes
 from advisor.estimator.replica import Outcome, Server, Step, StepCosts, share, shared_tokens, takes
 from advisor.estimator.step_time import step_time
+from advisor.estimator.trtllm_bench import as_built, builds, running
 from advisor.types import Deployment, Engine, Gpu, Load, Model, Percentiles, Simulated
 
 COUNT = 2000
@@ -69,6 +70,9 @@ def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
             hint="name a known GPU",
         )
     host = runtime_of(engine, gpu.id)
+    built = builds(host, deployment, load)
+    if built:
+        deployment = as_built(model, gpu, deployment, load)
     tokens, slots = deployment.max_num_tokens or host.tokens, deployment.max_batch_size or host.batch
     width = deployment.tensor_parallel if deployment.attention_dp else 1
     step = speculating(step_time(constants, model, deployment, engine), model, deployment)
@@ -78,6 +82,8 @@ def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
         cache -= draft_weight_bytes(model, deployment.speculation) / ranks(deployment)
     if cache is not None and cache <= 0:
         raise NotPossible("the weights leave no room for the KV cache", where=gpu.name, hint="more GPUs or fewer bits")
+    if built and (fit := most_sequences(memory, load, deployment)) is not None:
+        slots = min(slots, running(fit))
     whole = cache * width if cache is not None else None
     server = Server(
         slots=slots * width,
