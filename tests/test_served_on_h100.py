@@ -115,3 +115,16 @@ def test_a_draft_model_does_not_pay_before_its_steps_are_graphs() -> None:
     assert rates("fp8kv-draft1b", 1)[1] < rates("fp8kv-plain", 1)[1]
     later = predicted_rate("fp8kv-draft1b", {**server, "vllm": "0.25.0"}, row, find_gpu("h100")[0])
     assert later is not None and later > rates("fp8kv-plain", 1)[1]
+
+
+def test_exports_lose_on_the_gpu_what_they_lose_on_a_cpu() -> None:
+    """The same prompts, the executor's own trials on both: perplexity within its interval, KL within a tenth."""
+    on_cpu = {row["scheme"]: row["exported"] for row in ON_FOUR["smollm_cpu"]["rows"] if "exported" in row}
+    on_gpu = {row["scheme"]: row["exported"] for row in ON_FOUR["smollm"]["rows"] if "exported" in row}
+    assert len(on_cpu) == 4 and set(on_cpu) < set(on_gpu)
+    for scheme, there in on_cpu.items():
+        value, low, high = on_gpu[scheme]["loss_pct"]
+        assert low < there["loss_pct"][0] < high and there["loss_pct"][1] < value < there["loss_pct"][2]
+        assert there["kl"][0] == pytest.approx(on_gpu[scheme]["kl"][0], rel=0.1)
+    both = on_gpu["auto int4_awq 6"]["loss_pct"][0] / on_gpu["int4_awq"]["loss_pct"][0]
+    assert both < 0.5  # mixed precision takes back most of INT4's loss
