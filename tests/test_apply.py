@@ -110,6 +110,16 @@ def test_a_gate_that_fails_publishes_nothing_and_keeps_what_was_made(tiny: Path,
 
 
 @pytest.mark.slow
+def test_a_mistyped_file_of_prompts_begins_no_run(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"text": "hi"}\n')
+    for given in (few, tmp_path):
+        with pytest.raises(InputError):
+            _apply(forced_report(tiny, "fp8", None, rule=FP8), _request(tmp_path / "out", given))
+        assert not (tmp_path / "out.work").exists()
+
+
+@pytest.mark.slow
 def test_a_changed_model_is_noticed(prompts: Path, tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model")
     report = forced_report(model, "fp8", 0.0, rule=FP8)

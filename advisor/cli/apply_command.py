@@ -54,7 +54,9 @@ if TYPE_CHECKING:
     help="Ask nothing, say it in JSON lines; go on with a stopped run whatever changed since, redoing what depends on it.",
 )
 @click.option("--max-rounds", type=click.IntRange(1), default=6, show_default=True, help="Trials at most.", metavar="N")
-@click.option("--max-time", type=float, help="Begin no round after so many minutes of this command.", metavar="MIN")
+@click.option(
+    "--max-time", type=click.FloatRange(0), help="Begin no round after so many minutes of this command.", metavar="MIN"
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N")
 @click.option("--calibration-prompts", type=click.IntRange(1), help="Prompts to calibrate on. [the rule's number]", metavar="N")
 @click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from advisor.errors import ModelProblem
 from advisor.executor.bookkeeping.journal import Journal, digest, file_errors, hash_file, hash_folder
@@ -80,12 +81,21 @@ def take_fingerprint(request: Request, profile: Profile, folder: Path) -> Finger
 def gather_material(
     request: Request, profile: Profile, plan: Plan, of: Fingerprint, journal: Journal, prompts: int | None, progress: Progress
 ) -> Material:
-    """Read and split. prompts: how many to calibrate on, as the rule says.
+    """Read and split. prompts: how many to calibrate on, as the rule says. The journal notes what the run is made from once all
+    of it could be read: a mistyped file begins no run.
 
     Raises ModelProblem when the model or the prompts changed since the run that is resumed began, FileProblem and InputError
     for prompts that are none, NotPossible for want of memory.
     """
+    _check_inputs(journal, request, of)
+    made = _read(request, profile, plan, of, journal, prompts, progress)
     _note_inputs(journal, request, of)
+    return made
+
+
+def _read(
+    request: Request, profile: Profile, plan: Plan, of: Fingerprint, journal: Journal, prompts: int | None, progress: Progress
+) -> Material:
     if not needs_prompts(request, plan.deployment, profile):
         return Material()
     folder, trace = of.folder, trace_of(profile)
@@ -145,10 +155,14 @@ def _split(request: Request, folder: Path, prompts: int, lengths: tuple[int, ...
     return replace(split, source=source, production=production)
 
 
-def _note_inputs(journal: Journal, request: Request, of: Fingerprint) -> None:
+def _began(journal: Journal) -> dict[str, Any] | None:
+    return next((event for event in reversed(journal.events) if event["event"] == "inputs"), None)
+
+
+def _check_inputs(journal: Journal, request: Request, of: Fingerprint) -> None:
     """Hold the inputs against those that the journal began with; with `renew` only what depends on a change is done again."""
     journal.base = digest([of.inputs["model"], of.inputs["versions"]])
-    began = next((event for event in reversed(journal.events) if event["event"] == "inputs"), None)
+    began = _began(journal)
     if began is not None and not request.renew:
         changed = sorted(name for name in {*began["model"], *of.hashes} if began["model"].get(name) != of.hashes.get(name))
         if changed:
@@ -159,6 +173,10 @@ def _note_inputs(journal: Journal, request: Request, of: Fingerprint) -> None:
                 where=str(journal.folder),
                 hint="give the same ones, or go on with --auto: what depends on them is made again",
             )
+
+
+def _note_inputs(journal: Journal, request: Request, of: Fingerprint) -> None:
+    began = _began(journal)
     noted = {
         "folder": str(of.folder.resolve()),
         "model": of.hashes,
