@@ -16,7 +16,7 @@ from advisor.estimator.batching import published_requests
 from advisor.estimator.deployment import estimate
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
-from advisor.types import Engine, Estimate, Gpu, KvFormat, Load, Model, Point, Speculation, WeightFormat
+from advisor.types import Engine, Estimate, Gpu, KvFormat, Load, Model, Point, Simulated, Speculation, WeightFormat
 
 LONGEST_LINE = 1 << 20
 """characters of a line; a Point takes a few hundred"""
@@ -26,6 +26,10 @@ MOST = {
     "max_batch_size": 10_000_000, "max_num_tokens": 100_000_000,
 }  # fmt: skip
 """largest values that are taken for a load or a deployment rather than for a slip"""
+MOST_SIMULATED = 100_000
+"""requests of a trace that are simulated: some ten seconds"""
+LOAD = ("isl", "osl", "concurrency", "rate", "requests")
+"""fields of a Point that say what is asked of the deployment"""
 SYNONYMS = {
     "fp16": "bf16 stands for any 16-bit weights",
     "float16": "bf16 stands for any 16-bit weights",
@@ -78,6 +82,45 @@ def predict_lines(lines: Iterable[str], *, silicon: bool = False) -> Iterator[st
         text = line.strip().lstrip("\ufeff")
         if text:
             yield _answer(text, silicon)
+
+
+def simulate_traffic(row: Mapping[str, Any], traffic: str) -> Simulated:
+    """The deployment of a Point under single requests: those of a trace as they arrived, or, where the Point names lengths or a
+    load and for any other traffic, requests with the traffic's lengths at that load (else at the traffic's own).
+
+    Raises as read_traffic and simulate; InputError for what is no Point.
+    """
+    from advisor.estimator.arrivals import from_trace
+    from advisor.estimator.simulation import simulate
+    from advisor.profiler.trace import read_arrivals
+    from advisor.profiler.traffic import adjust, is_trace, read_traffic
+
+    known, _ = read_traffic(traffic)
+    as_it_was = is_trace(traffic) and not any(name in row for name in LOAD)
+    asked = {name: row.get(name) for name in ("isl", "osl", "rate")}
+    most = row.get("concurrency") == "max"
+    known, _ = adjust(known, {}, **asked, concurrency=None if most else row.get("concurrency"))
+    point = _point({**row, "isl": max(1, round(known.isl.mean)), "osl": max(1, round(known.osl.mean))})
+    load = Load(
+        isl=known.isl.mean,
+        osl=known.osl.mean,
+        concurrency=None if most else known.concurrency,
+        rate=None if most or known.concurrency is not None else known.rate,
+        requests=point.requests,
+        shared_prefix=known.shared_prefix or 0.0,
+        lengths=known.lengths,
+    )
+    requests = from_trace(read_arrivals(traffic, MOST_SIMULATED)) if as_it_was else None
+    gpu = _gpu(point.gpu, point.tensor_parallel * point.pipeline_parallel * point.replicas)
+    engine = _engine(point.engine, point.engine_version)
+    made = simulate(_model(point.model), gpu, point, load, engine, requests=requests)
+    if requests is not None:
+        said = f"the first {len(requests):,} requests of {known.name} as they arrived"
+    else:
+        rate = f"{load.rate:g} a second" if load.rate is not None else "all there at the start"
+        how = f"{load.concurrency:g} at a time" if load.concurrency is not None else rate
+        said = f"requests with the lengths of {known.name}, {how}"
+    return made.model_copy(update={"notes": (said, *made.notes)})
 
 
 def read_lines(stream: TextIO) -> Iterator[str]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advisor import prediction
+from advisor.cli import main
 from advisor.errors import UnknownName
+from advisor.estimator.arrivals import Request, drawn
 from advisor.estimator.deployment import estimate
-from advisor.prediction import LONGEST_LINE, predict, predict_lines, read_lines
+from advisor.prediction import LONGEST_LINE, predict, predict_lines, read_lines, simulate_traffic
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
-from advisor.types import Deployment, Estimate, Load, Point
+from advisor.types import Deployment, Estimate, Load, Point, Simulated
+
+TRACES = Path(__file__).resolve().parents[2] / "shared" / "traces"
 
 EXAMPLE: dict[str, Any] = {
     "model": "meta-llama/Llama-3.3-70B-Instruct", "gpu": "h100-sxm-80gb", "tensor_parallel": 2, "pipeline_parallel": 1,
@@ -236,3 +243,59 @@ def test_memory_does_not_grow_with_the_number_of_lines() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2 * 2**20
+
+
+# ---------------------------------------------------------------- single requests
+
+
+def trace_of(folder: Path, requests: Sequence[Request]) -> str:
+    """A trace file of these requests."""
+    file = folder / "trace.csv"
+    rows = (f"{request.arrival:.6f},{request.isl},{request.osl}\n" for request in requests)
+    file.write_text("".join(["arrival_time,prompt_tokens,completion_tokens\n", *rows]))
+    return str(file)
+
+
+def test_a_trace_is_served_as_it_was_and_agrees_with_the_estimate_where_that_applies(tmp_path: Path) -> None:
+    rate, lengths = 5.0, {"isl": 1000, "osl": 200}
+    trace = trace_of(tmp_path, drawn([(1000, 200)], 3000, rate=rate, seed=1))
+    point = {"model": "meta-llama/Llama-3.1-8B", "gpu": "h100", "weights": "fp8", "chunked_prefill": True}
+    simulated = simulate_traffic(point, trace)
+    estimated = next(iter(predict([{**point, **lengths, "rate": rate}])))
+    assert isinstance(estimated, Estimate)
+    assert (simulated.requests, simulated.refused) == (3000, 0)
+    assert simulated.itl_ms.mean == pytest.approx(estimated.itl_ms, rel=0.06)
+    assert simulated.ttft_ms.mean == pytest.approx(estimated.ttft_ms, rel=0.15)
+    assert simulated.output_tokens_per_s == pytest.approx(estimated.output_tokens_per_s, rel=0.05)
+    assert simulated.ttft_ms.p50 < simulated.ttft_ms.p99
+    assert "3,000 requests of" in simulated.notes[0] and "as they arrived" in simulated.notes[0]
+
+
+def test_a_load_beside_a_trace_draws_requests_of_its_lengths(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path, drawn([(100, 20), (3000, 400)], 500, rate=2.0, seed=1))
+    point = {"model": "meta-llama/Llama-3.1-8B", "gpu": "h100"}
+    few, many = (simulate_traffic({**point, "concurrency": users}, trace) for users in (4, 64))
+    assert few.concurrency == pytest.approx(4, rel=0.01) and many.concurrency == pytest.approx(64, rel=0.05)
+    assert few.itl_ms.mean < many.itl_ms.mean and few.kv_peak < many.kv_peak
+    offline = simulate_traffic({**point, "concurrency": "max", "requests": 300}, trace)
+    assert offline.requests == 300 and offline.queue_ms.max > many.queue_ms.max
+
+
+def advise(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit status of a command."""
+    monkeypatch.setattr(sys, "argv", ["advise", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the traces are not here")
+def test_the_command_simulates_a_real_hour(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("predict", "--model", "meta-llama/Llama-3.1-8B", "--gpu", "h100", "--chunked-prefill", "--traffic")
+    assert advise(monkeypatch, *words, str(TRACES / "azure_2023_code.csv")) == 0
+    made = Simulated.model_validate_json(capsys.readouterr().out)
+    assert made.requests > 8000 and made.busy_share < 0.5 and made.queue_peak > 0
+    assert advise(monkeypatch, *words, str(TRACES / "no.csv")) == 1
+    assert "there is no such trace" in capsys.readouterr().err
+    assert advise(monkeypatch, *words, "chat", "--from", "points.jsonl") == 2

@@ -34,17 +34,30 @@ from advisor.cli.options import estimator_option
 @click.option("--concurrency", help='A number, or "max".', metavar="N|max")
 @click.option("--rate", type=float, metavar="R")
 @click.option("--requests", type=int, help="Requests of a finite run; with max as in published tables.", metavar="N")
+@click.option(
+    "--traffic",
+    help="Simulate single requests: a trace as it was, or a named shape (chat, rag, ...) at a load.",
+    metavar="NAME|FILE",
+)
 @click.option("--engine", metavar="NAME")
 @click.option("--engine-version", metavar="V")
 @estimator_option
-def command(source: str | None, estimator: str, **fields: Any) -> int:
+def command(source: str | None, estimator: str, traffic: str | None, **fields: Any) -> int:
     """Estimate memory, TTFT, ITL and throughput of deployments: one Point in, one Estimate out, a JSON line each.
 
     With --estimator silicon the times are those of NVIDIA's measured operations, basis silicon, and a note compares them with
     our own; where the tables have no answer the estimate stays ours and a note says why.
+
+    With --traffic a discrete-event simulation serves single requests instead, and prints a Simulated: percentiles of TTFT, ITL,
+    latency and queueing, KV cache in use, idle slots, preemptions. A trace's requests come as they came then, unless
+    --isl, --osl, --concurrency, --rate or --requests say otherwise; then their lengths are drawn from it.
     """
     from advisor.prediction import predict_lines
 
+    if traffic is not None:
+        if source is not None or estimator == "silicon" or not fields["model"]:
+            raise click.UsageError("--traffic goes with --model and --gpu, not with --from or --estimator silicon.")
+        return _simulated(fields, traffic)
     if source is None and not fields["model"]:
         raise click.UsageError("Give --from FILE.jsonl, or --model and --gpu with --isl, --osl and --concurrency.")
     lines = _file_lines(source) if source is not None else iter([_flag_line(fields)])
@@ -53,6 +66,16 @@ def command(source: str | None, estimator: str, **fields: Any) -> int:
         failed = source is None and line.startswith('{"error"')
     sys.stdout.flush()
     return 1 if source is None and failed else 0
+
+
+def _simulated(fields: dict[str, Any], traffic: str) -> int:
+    import json
+
+    from advisor.prediction import simulate_traffic
+
+    sys.stdout.write(simulate_traffic(json.loads(_flag_line(fields)), traffic).model_dump_json() + "\n")
+    sys.stdout.flush()
+    return 0
 
 
 def _file_lines(source: str) -> Iterator[str]:

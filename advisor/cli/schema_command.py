@@ -6,7 +6,20 @@ import click
 
 from advisor.cli.options import output_option, show
 
-VALUES = ("Report", "Profile", "Plan", "Finding", "Deployment", "Point", "Estimate", "Rule", "Change", "Policy", "Answer")
+VALUES = (
+    "Report",
+    "Profile",
+    "Plan",
+    "Finding",
+    "Deployment",
+    "Point",
+    "Estimate",
+    "Simulated",
+    "Rule",
+    "Change",
+    "Policy",
+    "Answer",
+)
 
 
 @click.command("schema")

@@ -27,6 +27,22 @@ def read_trace(path: str) -> tuple[Traffic, dict[str, str]]:
         return _Summary(columns).of(rows)
 
 
+def read_arrivals(path: str, most: int) -> tuple[tuple[float, int, int], ...]:
+    """(seconds after the first, input, output tokens) of a trace's first `most` requests; at least one token each way.
+
+    Raises as read_trace.
+    """
+    with open_trace(path) as (columns, rows):
+        summary = _Summary(columns)
+        kept: list[tuple[float, int, int]] = []
+        for row in rows:
+            if len(kept) < most:
+                kept.append((row.arrival, max(1, row.isl), max(1, row.osl)))
+            summary.add(row)
+        unit, _ = summary.unit()
+    return tuple(((arrival - kept[0][0]) * unit, isl, osl) for arrival, isl, osl in kept)
+
+
 class _Summary:
     """Everything counted in one pass over a trace."""
 
@@ -42,7 +58,7 @@ class _Summary:
     def of(self, rows: Iterator[Row]) -> tuple[Traffic, dict[str, str]]:
         """Count all rows, then conclude."""
         for row in rows:
-            self._add(row)
+            self.add(row)
         if not self.isl.count:
             raise TrafficProblem(
                 "this trace has a header and no requests",
@@ -51,7 +67,8 @@ class _Summary:
             )
         return self._conclude()
 
-    def _add(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
+        """Count one row; rows come in order of arrival."""
         if not self.gaps.add(row.arrival):
             raise TrafficProblem(
                 f"this request arrived before the one above it ({row.arrival:g} after {self.gaps.last:g})",
@@ -77,7 +94,7 @@ class _Summary:
         ratio = (self.columns.unit or 1.0) / self.columns.end_unit if self.columns.end_unit else 1.0
         return row.end - row.arrival * ratio
 
-    def _unit(self) -> tuple[float, str]:
+    def unit(self) -> tuple[float, str]:
         """Seconds per unit of the arrival column, and how that is known."""
         columns, first = self.columns, abs(self.gaps.first)
         column = columns.found["arrival"]
@@ -91,7 +108,7 @@ class _Summary:
         return 1.0, "" if first >= 1e8 else f"{column} is read as seconds."
 
     def _conclude(self) -> tuple[Traffic, dict[str, str]]:
-        unit, told = self._unit()
+        unit, told = self.unit()
         columns = self.columns
         notes = [told] if told else []
         per_unit = self.gaps.rate()

@@ -53,6 +53,14 @@ def read_traffic(name_or_path: str) -> tuple[Traffic, Sources]:
     return read_trace(name_or_path)
 
 
+def is_trace(name_or_path: str) -> bool:
+    """Whether it is a trace, of which every request is known, that read_traffic would read."""
+    if _profile_name(name_or_path) is not None or name_or_path.startswith(("http://", "https://")):
+        return False
+    path = Path(name_or_path)
+    return _exists(path) and not is_metrics(path)
+
+
 def adjust(
     traffic: Traffic,
     sources: Mapping[str, str],
