@@ -51,6 +51,17 @@ def test_changed_fact_has_both_values_and_its_source() -> None:
     assert "traffic.concurrency: 32 -> 4 (flag)" in render_comparison(found)
 
 
+def test_a_source_that_several_facts_share_is_said_once() -> None:
+    before = load("plan-only")
+    traffic = before.profile.traffic
+    longer = traffic.isl.model_copy(update={"mean": 999, "p50": 998, "p99": 9999})
+    sources = {**before.profile.sources, "traffic.isl": "a trace"}
+    update = {"traffic": traffic.model_copy(update={"isl": longer}), "sources": sources}
+    after = before.model_copy(update={"profile": before.profile.model_copy(update=update)})
+    text = " ".join(render_comparison(compare(before, after)).split())
+    assert "traffic.isl.p50: 800 -> 998; traffic.isl.p99: 3,100 -> 9,999 (no source -> a trace)" in text
+
+
 def test_changed_source_of_an_unchanged_fact_is_no_changed_fact() -> None:
     before = load("plan-only")
     sources = {**before.profile.sources, "gpu.memory_gib": "nvml"}

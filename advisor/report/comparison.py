@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Literal
 
 from advisor.report import evidence, units
@@ -287,7 +288,13 @@ def _items(comparison: Comparison) -> Iterator[tuple[str, list[str]]]:
             for c in comparison.verdicts
         ],
     )
-    yield "Facts", [f"{c.fact}: {_fact_pair(c)}{_sources(c)}" for c in comparison.facts]
+    yield (
+        "Facts",
+        [
+            "; ".join(f"{c.fact}: {_fact_pair(c)}" for c in same) + sources
+            for sources, same in groupby(comparison.facts, _sources)
+        ],
+    )
     for of in ("plan", "baseline", "measured"):
         yield (
             f"Figures of the {of}" if of != "measured" else "Measured",
