@@ -86,7 +86,7 @@ def figures(answer: Answer) -> tuple[str, ...]:
     numbers = (made.output_tokens_per_s, made.output_tokens_per_s_per_gpu, made.ttft_ms, made.itl_ms)
     shown = (units.figure(one) if one is not None else "-" for one in numbers)
     price = answer.cost_per_million_output_tokens
-    return (short_deployment(answer.deployment) + broken, *shown, f"{price:.3g}" if price is not None else "-")
+    return (short_deployment(answer.deployment) + broken, *shown, units.figure(price) if price is not None else "-")
 
 
 def render_sweep_text(answers: Iterable[Answer]) -> str:
