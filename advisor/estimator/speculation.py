@@ -148,12 +148,11 @@ def _turn(setting: Setting, model: Model, draft: Speculation) -> int:
 
 
 def break_even(step: Speculating, context: float, most: int) -> int:
-    """Largest batch, at most `most`, at which the draft gains; 0: at none. Doubling, then bisection of the last crossing."""
+    """Largest batch, at most `most`, at which the draft gains; 0: at none. Halving, then bisection of the last crossing."""
     batches: list[int] = [1 << power for power in range(most.bit_length()) if 1 << power < most] + [most]
-    paying = [step.gain(batch, context) > 1.0 for batch in batches]
-    if not any(paying):
+    last = next((index for index in reversed(range(len(batches))) if step.gain(batches[index], context) > 1.0), None)
+    if last is None:
         return 0
-    last = max(index for index, gained in enumerate(paying) if gained)
     if last == len(batches) - 1:
         return most
     low, high = batches[last], batches[last + 1]
