@@ -13,7 +13,7 @@ from typing import Any
 
 from advisor import __version__, gathering, pipeline
 from advisor.errors import NoPlanFits, NotPossible
-from advisor.reasoner.choice import TIE, aim, violations, worth
+from advisor.reasoner.choice import TIE, aim, broken_limits, violations, worth
 from advisor.reasoner.decision import Search, decide
 from advisor.reasoner.diagnosis import diagnose
 from advisor.reasoner.policing import broken_fields, rule_ban
@@ -220,10 +220,10 @@ class _Judge:
             chosen = decide(profile, self.rulebook, findings, search, self.policy)
         except (NotPossible, NoPlanFits) as error:
             return True, error.what
-        broken = violations(ours, profile.goal)
+        broken = broken_limits(ours, profile.goal)
         then = describe(chosen.chosen.deployment)
         if broken and (plan.feasible or chosen.feasible):
-            return True, f"the advised deployment breaks the limit on {', '.join(broken)}; the plan would be {then}"
+            return True, f"the advised deployment breaks the limit on {broken}; the plan would be {then}"
         if chosen.chosen.deployment == plan.deployment or broken:
             return False, "the same plan"
         goal = aim(profile)

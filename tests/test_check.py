@@ -84,7 +84,7 @@ def test_another_model_is_stale(report: Report) -> None:
 
 def test_a_load_beyond_the_limit_is_stale(limited: Report) -> None:
     found = check(limited, refresh(limited.profile, concurrency=512))
-    assert not found.fresh and "itl_ms" in found.drifts[0].says
+    assert not found.fresh and "limit on ITL" in found.drifts[0].says
 
 
 def test_a_measured_latency_above_the_limit_is_stale(limited: Report) -> None:

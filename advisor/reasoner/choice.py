@@ -16,6 +16,8 @@ WAIT = 3.0
 _NEVER = float("inf")
 # Upper ends of the classes of accuracy risk, percent: nothing lost, what evaluations hardly see, what users notice, and more.
 RISKS = (0.0, 2.0, 5.0, 10.0)
+LIMITS = {"memory": "memory", "load": "load", "ttft_ms": "TTFT", "itl_ms": "ITL", "accuracy": "accuracy loss"}
+"""what an estimate may break -> how it is called in a sentence"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ def violations(estimate: Estimate, goal: Goal) -> dict[str, float]:
     if budget is not None and loss is not None and loss.low_pct > budget:
         broken["accuracy"] = loss.low_pct / budget if budget else _NEVER
     return broken
+
+
+def broken_limits(estimate: Estimate, goal: Goal) -> str:
+    """The limits that an estimate breaks, in words: "TTFT and ITL"; "" for none."""
+    return " and ".join(LIMITS[name] for name in violations(estimate, goal))
 
 
 def choose(tried: Sequence[Tried], goal: Goal) -> tuple[Tried, bool]:
@@ -142,6 +149,6 @@ def _best_for(one: Tried, front: list[Tried], goal: Goal) -> str:
         praise.append("lowest ITL")
     if loss == min(_coordinates(other)[2] for other in front):
         praise.append("least accuracy loss")
-    broken = violations(one.estimate, goal)
-    limit = f" (breaks the limit on {', '.join(broken)})" if broken else ""
+    broken = broken_limits(one.estimate, goal)
+    limit = f" (breaks the limit on {broken})" if broken else ""
     return (" and ".join(praise) or "a compromise") + limit

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from advisor.errors import NoPlanFits
 from advisor.reasoner.candidates import LAYOUT, Option, fired_options
-from advisor.reasoner.choice import aim, violations, worth
+from advisor.reasoner.choice import aim, broken_limits, worth
 from advisor.reasoner.decision import Decision, Search, decide
 from advisor.reasoner.policing import GIVEN, broken_fields, loosened, option_ban, place, rule_ban
 from advisor.reasoner.rejection import compare, describe
@@ -73,7 +73,7 @@ def _rejection(asked: Asked, decision: Decision, option: Option, ban: str) -> Re
 def _gain(freed: Decision, decision: Decision, profile: Profile) -> str:
     """How much better for the goal the plan would be without the ban; "" where nobody could measure it."""
     if freed.feasible and not decision.feasible:
-        return f"a plan within the limits ({', '.join(violations(decision.chosen.estimate, profile.goal))})"
+        return f"a plan within the limits ({broken_limits(decision.chosen.estimate, profile.goal)})"
     goal = aim(profile)
     ours, theirs = (worth(one.chosen.estimate, goal) for one in (decision, freed))
     if not ours or theirs / ours - 1 < NOTHING:

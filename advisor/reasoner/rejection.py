@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from advisor.reasoner.candidates import LAYOUT, changes_of
-from advisor.reasoner.choice import TIE, Tried, aim, violations, worth
+from advisor.reasoner.choice import TIE, Tried, aim, broken_limits, violations, worth
 from advisor.reasoner.fallbacks import LEAVES
 from advisor.reasoner.rulebook import Rulebook
 from advisor.reasoner.support import lookup
@@ -148,9 +148,9 @@ def compare(with_it: Estimate | None, plan: Estimate, profile: Profile, *, judge
     if wanted and with_it.max_concurrency is not None and with_it.max_concurrency < wanted:
         held = with_it.max_concurrency
         parts.append(f"its cache holds {held} of {show(wanted)} requests: it would do up to {held} at once")
-    broken = violations(with_it, profile.goal)
+    broken = broken_limits(with_it, profile.goal)
     if broken:
-        parts.append(f"breaks the limit on {', '.join(broken)}")
+        parts.append(f"breaks the limit on {broken}")
     elif judged and theirs and ours:
         parts += _judgement(worth(with_it, aim(profile)), worth(plan, aim(profile)))
     return ", ".join(parts)
@@ -216,11 +216,11 @@ def verdict_sentence(profile: Profile, before: Estimate, chosen: Tried, steps: S
     if not after.fits:
         return f"{profile.model.name} does not fit on {machine}; nearest is {what}."
     if not feasible:
-        broken = ", ".join(violations(after, profile.goal))
-        if broken == "load":
+        if list(violations(after, profile.goal)) == ["load"]:
             rate, osl = show(profile.traffic.rate), profile.traffic.osl.mean
             served = f"serves {show((after.output_tokens_per_s or 0.0) / osl)} of the {rate} requests/s that arrive"
             return f"No plan keeps up with the load on {machine}; the nearest is {what}, which {served}."
+        broken = broken_limits(after, profile.goal)
         return f"No plan keeps every limit on {machine}; the nearest is {what}, which breaks the limit on {broken}."
     figures = [f"{show(after.output_tokens_per_s)} output tokens/s"]
     if before.fits and before.output_tokens_per_s and after.output_tokens_per_s:
