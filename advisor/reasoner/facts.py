@@ -34,9 +34,9 @@ def gather_facts(profile: Profile) -> Facts:
 
 def check_measured(measured: Mapping[str, Scalar], *, where: str = "measured") -> None:
     """Raise UnknownName for a name that is no measured fact, InputError for a value that is not of the fact's type."""
-    known = [name.partition(".")[2] for name in FACTS if name.startswith("measured.")]
     for name, value in measured.items():
-        if name not in known:
+        if f"measured.{name}" not in FACTS:
+            known = [name.partition(".")[2] for name in FACTS if name.startswith("measured.")]
             raise UnknownName("measured fact", name, known, where=where, hint="`advise facts` lists them all")
         problem = misfit(FACTS[f"measured.{name}"], value)
         if not problem and isinstance(value, float) and not math.isfinite(value):
