@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from inferencex import is_warm, server_settings
+
 from advisor.errors import AdvisorError, InputError
 from advisor.estimator.deployment import estimate
 from advisor.profiler.gpu import find_gpu
@@ -45,6 +47,8 @@ class Measured(NamedTuple):
     """False: a mixture of experts whose expert and attention parallelism the source does not state"""
     protocol_known: bool
     """whether the source says how requests arrived"""
+    warm: bool
+    """False: kernels may have been compiled while the opening burst waited"""
 
     @property
     def group(self) -> str:
@@ -128,7 +132,7 @@ def _measured(record: dict[str, Any]) -> Measured | str:
     known_protocol = "client and settings not published" not in record.get("note", "")
     return Measured(
         record["id"], record["source"], regime, known, where, deployment, load, engine, field, record["value"], stated,
-        known_protocol,
+        known_protocol, engine.name == "tensorrt-llm" or is_warm(record),
     )  # fmt: skip
 
 
@@ -175,6 +179,7 @@ def _deployment(record: dict[str, Any], known: Model) -> tuple[Deployment, bool]
             "attention_dp": spread or bool(record.get("attention_dp")),
             "weights": weights,
             "kv_cache": cache_format,
+            **server_settings(record),
         }
     ), stated
 
@@ -183,6 +188,14 @@ def _is_block_scaled(record: dict[str, Any]) -> bool:
     """FP8 records of Qwen3-32B by the aiconfigurator team do not name the checkpoint; they meet the block-scaled one that Qwen
     publishes (2 % at every batch) and not per-tensor scales (13 %, growing with the batch)."""
     return record["model"] == "Qwen/Qwen3-32B" and record["weights_dtype"] == "fp8" and "AIC team" in record["source"]
+
+
+def unsaid(measured: Measured) -> Measured:
+    """The record for one who knows nothing of the source's scripts: the engine's own settings."""
+    usual = Deployment()
+    fields = ("max_num_tokens", "batch_wait_steps", "batch_wait_fill", "poll_steps")
+    plain = measured.deployment.model_copy(update={field: getattr(usual, field) for field in fields})
+    return measured._replace(deployment=plain)
 
 
 def error(measured: Measured) -> float | None:

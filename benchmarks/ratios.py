@@ -33,6 +33,8 @@ class Ratio(NamedTuple):
     what: str
     published: float
     estimated: float
+    warm: bool = True
+    """both were measured on servers that had seen requests before"""
 
     @property
     def right_side(self) -> bool:
@@ -56,7 +58,9 @@ def pairs(measured: Iterable[Measured]) -> list[Ratio]:
         if before and after:
             ratio = before / after if one.field in LATENCIES else after / before
             what = f"{record['model']} {record.get('gpu')} tp{record.get('tp')} {record['isl']}/{record['osl']}"
-            found.append(Ratio(record["technique"], record["engine"], one.field, what, record["speedup"], ratio))
+            found.append(
+                Ratio(record["technique"], record["engine"], one.field, what, record["speedup"], ratio, one.warm and other.warm)
+            )
     return found
 
 

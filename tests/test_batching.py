@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from advisor.estimator.arrivals import Request
 from advisor.estimator.batching import Steps, in_flight, run, static, static_idle_share
-from advisor.estimator.first_token import closed_loop, drained, open_loop
+from advisor.estimator.first_token import Prompts, closed_loop, drained, gathered, open_loop
 from advisor.estimator.replica import Server
 from advisor.estimator.simulation import replay
 from advisor.types import Load
@@ -120,11 +120,37 @@ def test_more_sequences_never_lower_throughput_nor_itl(sequences: float, isl: fl
 
 def test_the_opening_burst_weighs_one_turn_in_ten() -> None:
     flow = in_flight(STEP, 64, 1000, 1000, 8192)
-    ten, one = closed_loop(STEP, flow, 64, 1000, 8192, 0.0), closed_loop(STEP, flow, 64, 1000, 8192, 0.0, turns=1)
+    prompts = Prompts(isl=1000, osl=1000, budget=8192, abreast=1)
+    ten, one = closed_loop(STEP, flow, 64, prompts, 0.0), closed_loop(STEP, flow, 64, prompts, 0.0, turns=1)
     each = STEP.step(32, 1000, 1000)
     assert one.seconds == pytest.approx(65 / 2 * each, rel=1e-6)
     assert ten.burst == pytest.approx(one.burst / 10)
     assert ten.seconds < one.seconds
+
+
+def test_a_stated_budget_lets_opening_prompts_share_steps() -> None:
+    flow = in_flight(STEP, 64, 1000, 1000, 8192)
+    burst = closed_loop(STEP, flow, 64, Prompts(1000, 1000, 8192, abreast=8), 0.0, turns=1).burst
+    assert burst == pytest.approx((8 + 1) / 2 * STEP.step(32, 1000, 8000))
+    # fewer clients than a step has room for: one step takes all
+    assert closed_loop(STEP, flow, 4, Prompts(1000, 1000, 8192, 8), 0.0, turns=1).burst == pytest.approx(
+        STEP.step(2, 1000, 4000)
+    )
+
+
+def test_prompts_that_are_held_back_wait_for_the_first_of_them_or_a_filled_step() -> None:
+    held = Prompts(1000, 1000, 8000, abreast=1, wait_steps=20, wait_fill=0.5)
+    # one arrival in ten steps: two more within twenty steps, which wait ten on average
+    assert gathered(held, 0.1) == (pytest.approx((20 + 2 * 10) / 3), pytest.approx(3))
+    # two a step: the three others that fill half of a step are there after 1.5 steps
+    assert gathered(held, 2.0) == (pytest.approx((1.5 + 3 * 0.75) / 4), pytest.approx(4))
+    assert gathered(held._replace(wait_steps=0), 0.1) == (0.0, 1.0)
+    # a look every eleventh step: five steps on average, for whatever came in eleven
+    assert gathered(held._replace(wait_steps=0, poll_steps=11), 0.2) == (5.0, pytest.approx(2.2))
+    flow = in_flight(STEP, 100, 1000, 1000, 8000)
+    waits = [closed_loop(STEP, flow, 100, prompts, 0.0) for prompts in (held._replace(wait_steps=0), held)]
+    assert waits[1].waiting - waits[0].waiting == pytest.approx(0.9 * gathered(held, 0.1)[0] * flow.seconds_per_token)
+    assert waits[1].prefill == pytest.approx(0.9 * STEP.step(100, 1500, 3000))
 
 
 def test_open_arrivals_wait_longer_the_busier_the_engine() -> None:
@@ -138,7 +164,7 @@ def test_a_prompt_waits_for_the_other_attention_dp_ranks() -> None:
         balance = 30.0
 
     flow, balanced = in_flight(STEP, 8, 1000, 1000, 8192), cast(Steps, Balanced())
-    waits = [closed_loop(step, flow, 8, 1000, 8192, 0.0).waiting for step in (STEP, balanced)]
+    waits = [closed_loop(step, flow, 8, Prompts(1000, 1000, 8192, 1), 0.0).waiting for step in (STEP, balanced)]
     assert waits[1] - waits[0] == pytest.approx(0.9 * 30 * flow.seconds_per_token)
 
 

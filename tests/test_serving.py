@@ -279,6 +279,12 @@ def test_prompts_longer_than_a_step_are_warned_of():
     assert "careful" not in write_serving(chunked, given_profile)["trtllm.yaml"]
 
 
+def test_prompts_are_held_back_only_where_the_plan_says_so():
+    held = yaml.safe_load(write_serving(plan(batch_wait_steps=20, batch_wait_fill=0.9), profile())["trtllm.yaml"])
+    assert (held["batch_wait_timeout_iters"], held["batch_wait_max_tokens_ratio"]) == (20, 0.9)
+    assert "batch_wait" not in write_serving(plan(), profile())["trtllm.yaml"]
+
+
 @pytest.mark.parametrize(
     ("fields", "model", "says"),
     [

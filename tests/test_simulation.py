@@ -305,6 +305,19 @@ def test_the_steady_state_and_the_simulation_agree_in_a_closed_loop(users: int) 
     assert simulated.ttft_ms.mean == pytest.approx(analytic.ttft_ms, rel=0.15)
 
 
+@pytest.mark.parametrize("users", [8, 64])
+@pytest.mark.parametrize("settings", [{"batch_wait_steps": 20, "batch_wait_fill": 0.9}, {"poll_steps": 30}])
+def test_both_know_how_long_prompts_are_held_back(users: int, settings: dict[str, float]) -> None:
+    lengths = tuple((isl, osl) for isl in range(512, 1537, 128) for osl in range(256, 769, 64))
+    load = Load(isl=1024, osl=512, concurrency=users, requests=40 * users, lengths=lengths)
+    plain = Deployment(max_num_tokens=8192)
+    held = plain.model_copy(update=settings)
+    ours = [estimate(LLAMA_8B, H100, deployment, load).ttft_ms for deployment in (plain, held)]
+    simulated = [simulate(LLAMA_8B, H100, deployment, load).ttft_ms.mean for deployment in (plain, held)]
+    assert ours[0] is not None and ours[1] is not None and ours[1] > 1.5 * ours[0]
+    assert simulated[1] - simulated[0] == pytest.approx(ours[1] - ours[0], rel=0.15)
+
+
 def test_the_engines_handling_of_a_request_is_in_its_latency_and_in_no_queue() -> None:
     plain, handled = (replay(drawn([(100, 20)], 200, rate=3.0), cost, Server(8, 2048), handling=x) for x in (0.0, 0.05))
     assert handled.ttft_ms.mean == pytest.approx(plain.ttft_ms.mean + 50) and handled.queue_ms == plain.queue_ms

@@ -12,7 +12,7 @@ from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
 from advisor.estimator.drafting import Speculating, draft_weight_bytes, with_draft
 from advisor.estimator.engines import Runtime, runtime_of
-from advisor.estimator.first_token import TURNS, FirstToken, closed_loop, drained, open_loop
+from advisor.estimator.first_token import TURNS, FirstToken, Prompts, closed_loop, drained, open_loop
 from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
 from advisor.estimator.step_time import StepTime, step_time
@@ -201,7 +201,10 @@ def _flow(
         wanted = load.concurrency / replicas
         flow = batching.in_flight(step, max(1.0, min(float(limit), wanted)), isl, osl, tokens)
         turns = load.requests / load.concurrency if load.requests else TURNS
-        first = closed_loop(step, flow, flow.sequences, isl, tokens, request, turns)
+        abreast = max(1.0, tokens // isl) if deployment.max_num_tokens is not None else 1.0
+        waits = (0, 0.0) if deployment.attention_dp else (deployment.batch_wait_steps, deployment.batch_wait_fill)
+        prompts = Prompts(isl, osl, tokens, abreast, *waits, poll_steps=deployment.poll_steps)
+        first = closed_loop(step, flow, flow.sequences, prompts, request, turns)
         if wanted > limit:
             wait = (wanted - limit) * osl / flow.tokens_per_s * drained(limit / wanted, turns)
             notes.append(f"{wanted:g} requests want a slot, {limit} fit: each waits {wait * 1e3:,.0f} ms for one")

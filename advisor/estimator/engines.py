@@ -32,9 +32,6 @@ class Runtime(NamedTuple):
     """host time per step"""
     request_ms: float
     """from a request's arrival to its first prompt step: HTTP, tokenisation, scheduling"""
-    prompt_layer_us: float
-    prompt_mla_us: float
-    """host time to send a lone prompt through a layer, and what latent attention adds: the floor of its prefill"""
     layer_us: float
     """gaps between the kernels of a layer and its element-wise kernels, with CUDA graphs"""
     moe_layer_us: float
@@ -70,6 +67,9 @@ class Runtime(NamedTuple):
     """host time per step of looking n-grams up, and per sequence: vLLM gives asynchronous scheduling up for it"""
     draft_us: float
     """host time per token that a draft model of its own drafts; 0 where its steps are CUDA graphs"""
+    cold_launches: float
+    """times that launching takes longer for a lone prompt than for steps among others: DeepSeek-R1 on TensorRT-LLM 1.1 and 1.2
+    took 80 to 100 ms a lone or opening prompt and 45 to 50 ms in a step among others (TTFT and ITL of InferenceX)"""
     window_attention: bool
     """whether sliding-window layers attend only to their window"""
     window_cache: bool

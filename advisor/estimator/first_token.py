@@ -41,16 +41,49 @@ class FirstToken(NamedTuple):
         return sum(self)
 
 
-def closed_loop(
-    step: Steps, flow: Flow, clients: float, isl: float, budget: float, request: float, turns: float = TURNS
-) -> FirstToken:
+class Prompts(NamedTuple):
+    """How prompts come into steps. A step here is that of one rank, under attention-DP."""
+
+    isl: float
+    osl: float
+    budget: float
+    """tokens of a step"""
+    abreast: float
+    """whole prompts in a step when many wait; 1 where nobody stated the budget: servers tuned for latency hold it to little
+    more than one prompt (InferenceX's DeepSeek-R1 scripts: ISL + concurrency)"""
+    wait_steps: float = 0.0
+    wait_fill: float = 0.0
+    """prompts are held back for so many steps, or until so much of the budget is filled"""
+    poll_steps: float = 1.0
+    """steps between two looks at what came"""
+
+
+def closed_loop(step: Steps, flow: Flow, clients: float, prompts: Prompts, request: float, turns: float = TURNS) -> FirstToken:
     """`clients` clients that each send `turns` requests in turn, all at once at the start; at most as many as fit."""
+    isl, budget = prompts.isl, prompts.budget
     opening = 1.0 / max(turns, 1.0)
-    steady = _waiting(flow) + step.balance * flow.seconds_per_token
-    rounds = max(1.0, clients / step.width)
-    each = max(flow.alone, flow.chunks * step.step(clients / 2, isl, min(isl, budget) * step.width, isl))
-    burst = (rounds + 1) / 2 * each
-    return FirstToken(request, (1 - opening) * flow.first_token, (1 - opening) * steady, opening * burst, 0.0)
+    held, together = gathered(prompts, flow.sequences / prompts.osl)
+    steady = _waiting(flow) + (step.balance + held) * flow.seconds_per_token
+    prefill = flow.first_token
+    if together > 1.0:
+        prefill = max(prefill, step.step(flow.sequences, isl + prompts.osl / 2, min(together * isl, budget), isl))
+    each_rank = max(1.0, clients / step.width)
+    abreast = min(prompts.abreast, each_rank)
+    each = max(flow.alone, flow.chunks * step.step(clients / 2, isl, abreast * min(isl, budget) * step.width, isl))
+    burst = (each_rank / abreast + 1) / 2 * each
+    return FirstToken(request, (1 - opening) * prefill, (1 - opening) * steady, opening * burst, 0.0)
+
+
+def gathered(prompts: Prompts, rate: float) -> tuple[float, float]:
+    """Steps that a prompt is held back on average, and prompts that then share a step, at `rate` arrivals a step.
+
+    The first to come starts the wait; those that come during it wait half of it on average, as all do for the next look.
+    """
+    if not prompts.wait_steps:
+        return (prompts.poll_steps - 1) / 2, max(1.0, rate * prompts.poll_steps)
+    others = max(0.0, prompts.wait_fill * prompts.budget / prompts.isl - 1.0)
+    steps = min(prompts.wait_steps, others / rate)
+    return steps * (1 + rate * steps / 2) / (1 + rate * steps), 1 + rate * steps
 
 
 def drained(fits: float, turns: float) -> float:

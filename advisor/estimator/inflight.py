@@ -35,6 +35,8 @@ class InFlight:
         self.gained: dict[int, int] = {}
         """output tokens of a preempted request that are kept when it comes back"""
         self.paused: dict[int, float] = {}
+        self.until: int | None = None
+        """the step until which prompts are held back"""
         self.context = 0.0
         self.held = self.reserved = self.growth = 0.0
         self.held_by: dict[int, tuple[float, float]] = {}
@@ -82,6 +84,8 @@ class InFlight:
 
     def _admit(self) -> None:
         """First come, first served, while there is a slot, room in the cache, and room in the next step."""
+        if self._holds_back():
+            return
         server, room = self.server, self.server.budget - self.server.rows * len(self.running)
         room -= sum(entry[1] for entry in self.prefilling)
         while self.waiting and len(self.running) + len(self.prefilling) < server.slots and room > 0:
@@ -106,6 +110,21 @@ class InFlight:
             self.outcome.started.setdefault(index, self.now)
             self.prefilling.append([index, tokens, shared])
             room -= tokens
+
+    def _holds_back(self) -> bool:
+        """Whether the prompts that could start wait for others to share their step, or to be looked at."""
+        server, running = self.server, len(self.running)
+        if not self.waiting or not running or self.prefilling or running >= server.slots:
+            self.until = None
+        elif server.poll_steps > 1 and self.until != self.tick:
+            self.until = -(-self.tick // server.poll_steps) * server.poll_steps
+        elif server.wait_steps:
+            tokens = running + sum(self.requests[index].isl for index in self.waiting)
+            if self.until is None and tokens < server.wait_fill * server.budget:
+                self.until = self.tick + server.wait_steps
+            elif self.until == self.tick or tokens >= server.wait_fill * server.budget:
+                self.until = None
+        return self.until is not None and self.until > self.tick
 
     def _steps(self, tokens: int) -> int:
         """Steps after the first token until a sequence has all its tokens."""
@@ -151,6 +170,8 @@ class InFlight:
         if open_to_all and self.next < len(self.requests):
             until = self.requests[self.next].arrival - self.now
             steps = min(steps, max(1, math.ceil(until / self.costs.decode(running, mean))))
+        if self.until is not None and self.until > self.tick:
+            steps = min(steps, self.until - self.tick)
         gain = self.server.tokens_per_step
         self._stepped(steps, self.costs.decode(running, mean + (steps - 1) * gain / 2))
         self._ends()

@@ -35,6 +35,11 @@ class Server(NamedTuple):
     """tokens a sequence gains per step; above 1 with speculative decoding"""
     rows: int = 1
     """tokens of the step's budget that a running sequence takes: its drafts and one"""
+    wait_steps: int = 0
+    wait_fill: float = 0.0
+    """prompts are held back beside running sequences for so many steps, or until so much of the budget is filled"""
+    poll_steps: int = 1
+    """steps between two looks at the requests that came, while sequences run"""
 
 
 def shared_tokens(server: Server, request: Request) -> int:

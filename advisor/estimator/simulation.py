@@ -95,6 +95,9 @@ def _replica(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
         shared_prefix=load.shared_prefix if deployment.prefix_reuse else 0.0,
         tokens_per_step=step.tokens if isinstance(step, Speculating) else 1.0,
         rows=step.draft_len + 1 if isinstance(step, Speculating) else 1,
+        wait_steps=0 if deployment.attention_dp else deployment.batch_wait_steps,
+        wait_fill=deployment.batch_wait_fill,
+        poll_steps=deployment.poll_steps,
     )
     return step.whole if isinstance(step, Speculating) else step.step, server
 

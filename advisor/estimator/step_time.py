@@ -79,10 +79,10 @@ class StepTime:
     """seconds to launch the kernels of one stage's step one by one"""
     uncompiled: float
     """the same with CUDA graphs and compilation off"""
+    cold: float
+    """times that a lone prompt's kernels take longer to launch"""
     graphs: bool
     """whether steps without prompts run as CUDA graphs"""
-    prompt_floor: float
-    """seconds that the host needs to send a lone prompt through all layers"""
     host_step: float
     host_sequence: float
     host_waiting: float
@@ -174,7 +174,7 @@ class StepTime:
     def prompt(self, tokens: float) -> float:
         """Seconds from the start of one prompt's prefill to its first token, alone on the engine."""
         part = self.parts(0.0, 1.0, tokens * self.width, tokens)
-        return max(self.stages * max(part.gpu, self.launches), self.prompt_floor) + part.host
+        return self.stages * max(part.gpu, self.cold * self.launches) + part.host
 
 
 def step_time(constants: Constants, model: Model, deployment: Deployment, engine: Engine) -> StepTime:
@@ -221,9 +221,8 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
             + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
         ),
         uncompiled=1e-6 / pp * (model.layers * host.uncompiled_layer_us + moe_layers * host.eager_moe_us),
+        cold=host.cold_launches,
         graphs=deployment.cuda_graphs,
-        prompt_floor=1e-6
-        * (model.layers * host.prompt_layer_us + (model.attention_layers * host.prompt_mla_us if model.mla else 0.0)),
         element_byte_time=host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
         host_step=host.step_us * 1e-6,
         host_sequence=1e-6 * (host.sequence_us + (host.pipeline_us if pp > 1 else 0.0)),

@@ -45,6 +45,9 @@ def describe_field(name: str, value: object) -> str:
         "max_batch_size": "max batch size {}",
         "max_num_tokens": "max tokens per step {}",
         "scheduler_policy": "scheduler {}",
+        "batch_wait_steps": "prompts held back {} steps",
+        "poll_steps": "requests fetched every {} steps",
+        "batch_wait_fill": "or until {:.0%} of a step is filled",
     }
     return words[name].format(value) if name in words else f"{name} {value}"
 

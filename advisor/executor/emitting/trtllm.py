@@ -158,6 +158,9 @@ def _options(plan: Plan, profile: Profile, version: str) -> dict[str, Any]:
     if deployment.max_num_tokens is not None:
         options["max_num_tokens"] = told(deployment.max_num_tokens, "max_num_tokens", DEFAULT_TOKENS)
     options["enable_chunked_prefill"] = told(deployment.chunked_prefill, "chunked_prefill", False)
+    if deployment.batch_wait_steps:
+        options["batch_wait_timeout_iters"] = told(deployment.batch_wait_steps, "batch_wait_steps")
+        options["batch_wait_max_tokens_ratio"] = told(deployment.batch_wait_fill, "batch_wait_fill")
     options["kv_cache_config"] = {
         "dtype": Setting(_cache_dtype(plan, profile), why.get("kv_cache", "plan: as the checkpoint says")),
         "enable_block_reuse": told(deployment.prefix_reuse, "prefix_reuse")
