@@ -374,11 +374,11 @@ class Deployment(Value):
     prefix_reuse: bool = False
     cuda_graphs: bool = True
     scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = "guaranteed_no_evict"
-    batch_wait_steps: int = 0
+    batch_wait_steps: int = Field(default=0, ge=0)
     """steps that a prompt waits for others to share its own with (TensorRT-LLM's batch_wait_timeout_iters)"""
-    batch_wait_fill: float = 0.0
+    batch_wait_fill: float = Field(default=0.0, ge=0.0, le=1.0)
     """share of max_num_tokens at which the wait ends sooner (batch_wait_max_tokens_ratio)"""
-    poll_steps: int = 1
+    poll_steps: int = Field(default=1, ge=1)
     """steps between two looks at the requests that came (SGLang's scheduler_recv_interval)"""
     keep_high_precision: tuple[str, ...] = ()
     """module patterns kept at 16 bits, or at 8 where the rule says so"""

@@ -128,6 +128,9 @@ def test_blank_lines_are_left_out_and_a_byte_order_mark_is_forgiven() -> None:
         ({"speculation": {"draft_len": 3}}, "speculation.method is missing", "method"),
         ({"speculation": {"method": "eagle"}}, 'speculation.method is "eagle"', "'eagle3'"),
         ({"speculation": {"method": "ngram", "acceptance": 1.7}}, "speculation.acceptance is 1.7", "0 to 1"),
+        ({"batch_wait_steps": -3}, "batch_wait_steps", ""),
+        ({"batch_wait_fill": 1.5}, "batch_wait_fill", ""),
+        ({"poll_steps": 0}, "poll_steps", ""),
         ({"speculation": {"method": "ngram", "draft_len": 0}}, "speculation.draft_len is 0", "above 0"),
     ],
 )
