@@ -194,6 +194,7 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
     head = Matrix("lm_head", "lm_head", model.hidden, model.vocab, 1, "out")
     moe_layers = model.moe.layers if model.moe else 0
     routed = _experts(constants, host, model, deployment)
+    beside = moe_layers * host.eager_moe_us + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
     return StepTime(
         dense=in_runs(dense),
         first=dense[0],
@@ -213,14 +214,8 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         hidden_bytes=2.0 * model.hidden,
         layers=model.layers / pp,
         gaps=1e-6 / pp * (model.layers * host.layer_us + moe_layers * host.moe_layer_us),
-        launches=1e-6
-        / pp
-        * (
-            model.layers * host.eager_layer_us
-            + moe_layers * host.eager_moe_us
-            + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
-        ),
-        uncompiled=1e-6 / pp * (model.layers * host.uncompiled_layer_us + moe_layers * host.eager_moe_us),
+        launches=1e-6 / pp * (model.layers * host.eager_layer_us + beside),
+        uncompiled=1e-6 / pp * (model.layers * host.uncompiled_layer_us + beside),
         cold=host.cold_launches,
         graphs=deployment.cuda_graphs,
         element_byte_time=host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
