@@ -27,7 +27,7 @@ MOST = {
 }  # fmt: skip
 """largest values that are taken for a load or a deployment rather than for a slip"""
 MOST_SIMULATED = 100_000
-"""requests of a trace that are simulated: some ten seconds"""
+"""requests of one simulation: some seconds"""
 LOAD = ("isl", "osl", "concurrency", "rate", "requests")
 """fields of a Point that say what is asked of the deployment"""
 SYNONYMS = {
@@ -110,6 +110,7 @@ def simulate_traffic(row: Mapping[str, Any], traffic: str) -> Simulated:
         shared_prefix=known.shared_prefix or 0.0,
         lengths=known.lengths,
     )
+    _check_size(load)
     requests = from_trace(read_arrivals(traffic, MOST_SIMULATED)) if as_it_was else None
     gpu = _gpu(point.gpu, point.tensor_parallel * point.pipeline_parallel * point.replicas)
     engine = _engine(point.engine, point.engine_version)
@@ -121,6 +122,18 @@ def simulate_traffic(row: Mapping[str, Any], traffic: str) -> Simulated:
         how = f"{load.concurrency:g} at a time" if load.concurrency is not None else rate
         said = f"requests with the lengths of {known.name}, {how}"
     return made.model_copy(update={"notes": (said, *made.notes)})
+
+
+def _check_size(load: Load) -> None:
+    from advisor.estimator.simulation import TURNS
+
+    count = load.requests or TURNS * (load.concurrency or 0.0)
+    if count > MOST_SIMULATED:
+        raise InputError(
+            f"{count:,.0f} requests are more than the {MOST_SIMULATED:,} that are simulated",
+            where="--requests" if load.requests else f"--concurrency, {TURNS} requests each",
+            hint="give fewer, or leave --traffic out for an estimate",
+        )
 
 
 def read_lines(stream: TextIO) -> Iterator[str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from advisor import prediction
 from advisor.cli import main
-from advisor.errors import UnknownName
+from advisor.errors import InputError, UnknownName
 from advisor.estimator.arrivals import Request, drawn
 from advisor.estimator.deployment import estimate
 from advisor.prediction import LONGEST_LINE, predict, predict_lines, read_lines, simulate_traffic
@@ -282,6 +282,9 @@ def test_a_load_beside_a_trace_draws_requests_of_its_lengths(tmp_path: Path) -> 
     assert few.itl_ms.mean < many.itl_ms.mean and few.kv_peak < many.kv_peak
     offline = simulate_traffic({**point, "concurrency": "max", "requests": 300}, trace)
     assert offline.requests == 300 and offline.queue_ms.max > many.queue_ms.max
+    for slip in ({"requests": 10**9}, {"concurrency": 10**6}):
+        with pytest.raises(InputError, match="more than the 100,000 that are simulated"):
+            simulate_traffic({**point, **slip}, trace)
 
 
 def advise(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
