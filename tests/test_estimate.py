@@ -189,6 +189,10 @@ def test_fewer_kv_heads_than_ranks_is_possible() -> None:
 def test_more_gpus_than_there_are_is_refused() -> None:
     with pytest.raises(NotPossible, match="8 GPUs are needed, 4 are there"):
         of(Deployment(tensor_parallel=8), gpu=h100(4))
+    four, known = h100(4), llama()
+    assert of(Deployment(tensor_parallel=2), model=known, gpu=four).fits
+    with pytest.raises(NotPossible, match="8 GPUs are needed, 4 are there"):  # also where the replica is known already
+        of(Deployment(tensor_parallel=2, replicas=4), model=known, gpu=four)
 
 
 def test_fp8_of_a_block_scaled_checkpoint_means_that_checkpoint() -> None:

@@ -95,6 +95,8 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     )  # fmt: skip
     found = CACHED.get(key)
     if found is not None:  # the entry keeps model and gpu alive, so their ids cannot be taken by others
+        if deployment.replicas > 1:
+            check_count(gpu, deployment)
         return found
     if deployment.speculation is None:
         made = _plain(model, gpu, deployment, engine)
@@ -171,6 +173,11 @@ def check(model: Model, gpu: Gpu, deployment: Deployment) -> None:
         )
     if model.moe is not None and ep > model.moe.experts:
         raise NotPossible(f"{ep} ranks for {model.moe.experts} experts", where="expert_parallel")
+    check_count(gpu, deployment)
+
+
+def check_count(gpu: Gpu, deployment: Deployment) -> None:
+    """Raise NotPossible for more replicas than the GPUs hold: the one limit that what _prepare keeps says nothing of."""
     if ranks(deployment) * deployment.replicas > gpu.count > 1:
         raise NotPossible(
             f"{ranks(deployment) * deployment.replicas} GPUs are needed, {gpu.count} are there",
