@@ -17,17 +17,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from choices import choice_lines, choices
 from measurements import Measured, error, read_measurements
 from peer import peer_errors
 from printed import printed
-from ratios import LATENCIES, NEAR_BEST, Choice, Ratio, choices, pairs
+from ratios import LATENCIES, Ratio, pairs
 
 from advisor import library
 from advisor.estimator.intervals import line_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "accuracy.md"
-CHOSEN = ROOT / "benchmarks" / "held_out_choices.csv"
 HELD_OUT = ROOT / "benchmarks" / "held_out.csv"
 REASONS = (
     ("itl|gpt-oss|tp1 pp1", "At 64 about 53 ran at once, as the queue in its TTFT shows; by our count all fit."),
@@ -51,7 +51,11 @@ REASONS = (
     ),
     ("ttft|DeepSeek", "A tenth of the requests, those of the opening burst, make most of the mean; two runs differ by half."),
     ("itl|DeepSeek|fp8", "Block-scaled kernels on Blackwell before 1.2: one factor for all of them, from this one group."),
-    ("a100-pcie", "The published A100-PCIe columns disagree with each other about what a message between GPUs costs."),
+    (
+        "a100-pcie",
+        "In the published A100-PCIe columns a step of two GPUs takes twice that of two SXM whatever its messages, of four and "
+        "eight what the bus explains.",
+    ),
     (
         "Qwen3-30B",
         "A small model at tens of thousands of tokens a second: the host sets the pace, and by how much differs between "
@@ -211,57 +215,6 @@ def printed_lines(ratios: Sequence[Ratio]) -> list[str]:
     far = sorted(ratios, key=lambda ratio: -abs(ratio.estimated / ratio.published - 1))[:5]
     shown = [*(("wrong side", ratio) for ratio in wrong), *(("far off", ratio) for ratio in far if ratio not in wrong)]
     return [*[f"- {why}: {r.technique}, {r.what}: {r.published:.2f}, estimated {r.estimated:.2f}" for why, r in shown], ""]
-
-
-def held_out_regrets() -> dict[str, float]:
-    """Table id -> what the choice under constants fitted without its group gives away."""
-    if not CHOSEN.is_file():
-        return {}
-    with CHOSEN.open(encoding="utf-8") as file:
-        return {row["id"]: float(row["regret"]) for row in csv.DictReader(file)}
-
-
-def choice_lines(found: Sequence[Choice]) -> list[str]:
-    """How often the preferred option was within 3 % of the best, by release, and every table where it was not."""
-    out = held_out_regrets()
-    lines = [
-        "The option that the estimates prefer reached within 3 % of the best of its published table. Held out: chosen with "
-        "constants that were fitted without the table's group.", "",
-        "| release line | tables | within 3 % | held out: within 3 % |", "|---|---:|---:|---:|",
-    ]  # fmt: skip
-    for era in (*sorted({c.era for c in found}), "**all**"):
-        some = [c for c in found if era in (c.era, "**all**")]
-        held = [out[c.id] <= NEAR_BEST for c in some if c.id in out]
-        shares = [(sum(c.near_best for c in some), len(some)), (sum(held), len(held))]
-        columns = " | ".join(f"{good} ({100 * good / total:.1f} %)" if total else "-" for good, total in shares)
-        lines.append(f"| {era} | {len(some)} | {columns} |")
-    missed = [c for c in found if not c.near_best or out.get(c.id, 0.0) > NEAR_BEST]
-    lines += ["", "| table | chosen | given away | held out | measured, output tokens/s per GPU |", "|---|---|---:|---:|---|"]
-    for c in sorted(missed, key=lambda c: -max(c.regret, out.get(c.id, 0.0))):
-        held_out_regret = f"{100 * out[c.id]:.1f} %" if c.id in out else "-"
-        measured = ", ".join(f"{option} {value:,.0f}" for option, value in c.options.items())
-        lines.append(f"| {c.what} | {c.option} | {100 * c.regret:.1f} % | {held_out_regret} | {measured} |")
-    return [*lines, "", *repeat_lines(found), ""]
-
-
-def repeat_lines(found: Sequence[Choice]) -> list[str]:
-    """What the table of another release would have chosen: what no estimate of both can be expected to exceed by much."""
-    alike: dict[str, list[Choice]] = defaultdict(list)
-    for c in found:
-        alike[c.what.split(" (")[0]].append(c)
-    regrets = []
-    for one in found:
-        for other in alike[one.what.split(" (")[0]]:
-            both = one.options.keys() & other.options.keys()
-            if other.id != one.id and len(both) > 1:
-                best = max(sorted(both), key=other.options.__getitem__)
-                regrets.append(1 - one.options[best] / max(one.options[option] for option in both))
-    good = sum(regret <= NEAR_BEST for regret in regrets)
-    return [
-        f"Measured twice: {len(regrets)} of these tables appeared for another release too, with the same columns. The best of "
-        f"the other one is within 3 % of the best in {good} ({100 * good / max(len(regrets), 1):.1f} %): what a predictor "
-        "reaches that knows another measurement of the same deployments."
-    ]
 
 
 def worst(errors: Errors) -> list[str]:

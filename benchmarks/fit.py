@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+from choices import CHOSEN, Choice, Table, choices, tables
 from measurements import Measured, error, read_measurements, unsaid
-from ratios import Choice, Table, choices, tables
 from scipy.optimize import least_squares
 
 from advisor import library
@@ -31,7 +31,6 @@ from advisor.estimator.intervals import line_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ROOT / "profiles" / "constants" / "_engines.yaml"
-CHOSEN = ROOT / "benchmarks" / "held_out_choices.csv"
 INTERVALS = ROOT / "profiles" / "constants" / "_intervals.yaml"
 HELD_OUT = ROOT / "benchmarks" / "held_out.csv"
 FOLDS = 5

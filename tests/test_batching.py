@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advisor.estimator.arrivals import Request
-from advisor.estimator.batching import Steps, in_flight, run, static, static_idle_share
+from advisor.estimator.batching import Steps, filling, in_flight, run, static, static_idle_share
 from advisor.estimator.first_token import Prompts, closed_loop, drained, gathered, open_loop
 from advisor.estimator.replica import Server
 from advisor.estimator.simulation import replay
@@ -86,6 +86,21 @@ def test_a_finite_run_is_what_the_simulation_makes_of_it(isl: int, osl: int, bud
     each = [Request(0.0, isl, osl)] * requests
     simulated = replay(each, STEP.step, Server(slots=100, budget=budget, chunked=True)).output_tokens_per_s
     assert run(STEP, 100, requests, isl, osl, budget).tokens_per_s == pytest.approx(simulated, rel=0.03)
+
+
+def test_a_long_run_of_arrivals_reaches_the_steady_state() -> None:
+    many = filling(STEP, 40.0, 1e6, 1000, 1000, 100, 8192)
+    flow = in_flight(STEP, many, 1000, 100, 8192)
+    assert many == pytest.approx(40.0 * (flow.first_token + 100 * flow.seconds_per_token), rel=0.02)
+
+
+def test_a_short_run_near_saturation_does_not() -> None:
+    # a prompt takes 1 ms, so 1,000 a second are the most
+    few, many = (filling(STEP, 900.0, count, min(count, 2000), 1000, 100, 100_000) for count in (300, 10**6))
+    assert few == 300 < 0.2 * many
+    arrivals = [Request(number / 900.0, 1000, 100) for number in range(300)]
+    simulated = replay(arrivals, STEP.step, Server(slots=2000, budget=100_000)).itl_ms.mean
+    assert 1e3 * in_flight(STEP, few, 1000, 100, 100_000).seconds_per_token == pytest.approx(simulated, rel=0.15)
 
 
 def test_static_batches_idle_while_the_longest_ends() -> None:

@@ -23,6 +23,9 @@ def published_requests(isl: float, osl: float) -> int:
     return next((requests for tokens, requests in PUBLISHED_RUNS if isl + osl <= tokens), 1000)
 
 
+GENERATIONS, SETTLED = 20, 0.01
+
+
 class Flow(NamedTuple):
     """The steady state of one replica."""
 
@@ -88,6 +91,26 @@ def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budg
         tail = max(tail, last + _ramp(step, rest, isl, osl, budget))
     seconds = whole * most * osl / full.tokens_per_s + tail
     return full._replace(tokens_per_s=requests * osl / seconds)
+
+
+def filling(step: Steps, rate: float, requests: float, limit: float, isl: float, osl: float, budget: float) -> float:
+    """Sequences in flight beside a request, on average over `requests` that arrive at `rate` on idle `limit` slots.
+
+    As long as a generation of requests is served, rate times that time of others arrive: the next generation. Near saturation
+    each takes longer than the one before, and a finite run ends before the steady state of Little's law is reached. A request
+    sees its own generation fill up and the next one take over, so on average as many as its own generation has at its end.
+    """
+    arriving, elapsed, before, area = requests / rate, 0.0, 0.0, 0.0
+    for _ in range(GENERATIONS):
+        flow = in_flight(step, max(before, 1.0), isl, osl, budget)
+        after = min(limit, rate * (flow.first_token + osl * flow.seconds_per_token))
+        span = min(after / rate, arriving - elapsed)
+        area += span * after
+        elapsed += span
+        settled, before = abs(after - before) < SETTLED * after, after
+        if settled or elapsed >= arriving:
+            break
+    return (area + max(0.0, arriving - elapsed) * before) / arriving
 
 
 def _ramp(step: Steps, slots: float, isl: float, osl: float, budget: float) -> float:

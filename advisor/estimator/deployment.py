@@ -249,7 +249,9 @@ def _at_rate(
             return top, None
         wait = max(0.0, load.requests / replicas - limit) / 2 * (1 / best - 1 / rate)
         notes.append(f"{said}; of {load.requests} requests in all each waits {wait * 1e3:,.0f} ms for a slot on average")
-        return top, open_loop(step, top, request)._replace(slot=wait)
+        mean = batching.filling(step, rate, load.requests / replicas, limit, isl, osl, tokens)
+        flow = batching.in_flight(step, max(mean, 1e-3), isl, osl, tokens)
+        return flow._replace(tokens_per_s=top.tokens_per_s), open_loop(step, flow, request)._replace(slot=wait)
     low, high = 0.0, float(limit)
     for _ in range(20):
         middle = (low + high) / 2
@@ -258,6 +260,8 @@ def _at_rate(
             low = middle
         else:
             high = middle
+    if load.requests is not None:
+        high = min(high, batching.filling(step, rate, load.requests / replicas, limit, isl, osl, tokens))
     flow = batching.in_flight(step, max(high, 1e-3), isl, osl, tokens)
     first = open_loop(step, flow, request)
     notes.append(

@@ -28,6 +28,9 @@ class Runtime(NamedTuple):
     """host time per sequence of the whole engine and step, in the step or not (other pipeline stages' micro-batches)"""
     pipeline_us: float
     """what passing a sequence's state between pipeline stages adds to sequence_us, in each stage"""
+    stage_messages: float
+    """messages of the residual stream's size that a pipeline stage takes in and sends on between its kernels: hidden states,
+    and in PyTorch also the residual (tensorrt_llm/_torch/models/modeling_utils.py, forward_before_send)"""
     step_us: float
     """host time per step"""
     request_ms: float

@@ -56,6 +56,13 @@ def all_gather(constants: Constants, n: int, host: Runtime) -> Collective:
     return Collective(found.t0 * share, found.byte_time * share, found.t1 * share, found.b1)
 
 
+def link_rate(constants: Constants, host: Runtime) -> float:
+    """Bytes/s of messages from one GPU to the next."""
+    if constants.link == "pcie" or not constants.link_bytes:
+        return (constants.link_bytes or PCIE_4_X16) * host.pcie_share
+    return constants.link_bytes * LINK_SHARE
+
+
 def _collective(constants: Constants, op: str, n: int, passes: float, host: Runtime) -> Collective:
     if n <= 1:
         return NONE

@@ -15,7 +15,7 @@ from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.gemm import Gemm, Runs, gemm, in_runs, total_seconds
 from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
-from advisor.estimator.network import NONE, Collective, all_gather, all_reduce
+from advisor.estimator.network import NONE, Collective, all_gather, all_reduce, link_rate
 from advisor.estimator.recurrent import Scan, scan
 from advisor.estimator.remembering import by_identity
 from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, matrices
@@ -229,7 +229,7 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         width=width,
         balance=host.balance_steps if width > 1 else 0.0,
         stages=pp,
-        stage_copy=1.0 / (constants.link_bytes or 32e9),
+        stage_copy=host.stage_messages / link_rate(constants, host),
     )
 
 
