@@ -239,7 +239,7 @@ def test_the_real_model_loses_two_layers_and_learns(tmp_path: Path) -> None:
 def test_the_real_model_distilled_for_longer_keeps_a_budget_that_cutting_alone_breaks(tmp_path: Path) -> None:
     prompts = prompts_file(tmp_path / "prompts.jsonl", prose(200, words=70))
     made, outcome = apply(
-        student_of(smollm2(), 28, 22), tmp_path / "out", prompts, student_steps=40, tokens=96, prompts=120, held_out=32
+        student_of(smollm2(), 28, 15), tmp_path / "out", prompts, student_steps=40, tokens=96, prompts=120, held_out=32
     )
     assert outcome.published
     figures = {(one.what, one.metric): one for one in made.changes[0].accuracy}
