@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -188,8 +189,9 @@ def test_lines_on_stdout_and_the_table_beside_them(
     assert _run(monkeypatch, _file(tmp_path), "--price", "h100=30") == 0
     out, err = capsys.readouterr()
     assert len([Answer.model_validate_json(line) for line in out.splitlines()]) == 12
-    rows = [line for line in err.splitlines() if line.startswith(MODEL)]
-    assert len(rows) == 4 and all("a100" in row for row in rows if "none" not in row and "itl_ms" not in row)
+    assert MODEL in err.splitlines() and all(len(line) <= 110 for line in err.splitlines())
+    rows = [line for line in err.splitlines() if re.search(r" (none|\d x )", line) and "next best" not in line]
+    assert len(rows) == 4 and all("a100" in row for row in rows if "none" not in row and "ITL" not in row)
     assert _run(monkeypatch, _file(tmp_path), "--price", "h100") == 2
     assert _run(monkeypatch, _file(tmp_path), "--summary", tmp_path / "s.html") == 2
 

@@ -12,6 +12,7 @@ from advisor.report.sanitation import clean
 from advisor.types import Answer
 
 MACHINE = ("gpu", "gpus")
+LATENCIES = {"ttft_ms": "TTFT", "itl_ms": "ITL"}
 NOT_ASKED = (*MACHINE, "model", "objective", "engine", "engine_version")
 
 
@@ -63,11 +64,12 @@ def _rank(answer: Answer, by_cost: bool) -> float | None:
 
 
 def load_words(answer: Answer) -> str:
-    """Traffic and limits in a few words: "rag, concurrency 16, itl_ms 20"."""
+    """Traffic and limits in a few words: "rag, concurrency 16, ITL 20 ms"."""
     asked = {name: value for name, value in answer.question.items() if name not in NOT_ASKED}
     name = asked.pop("traffic", None)
     words = [str(name)] if name else []
-    return ", ".join([*words, *(f"{key} {value}" for key, value in asked.items())]) or "default traffic"
+    words += [f"{LATENCIES[key]} {value} ms" if key in LATENCIES else f"{key} {value}" for key, value in asked.items()]
+    return ", ".join(words) or "default traffic"
 
 
 def machine_words(answer: Answer) -> str:
@@ -82,7 +84,7 @@ def figures(answer: Answer) -> tuple[str, ...]:
     if answer.error or answer.expected is None or answer.deployment is None:
         return (f"error: {clean(answer.error)}", "-", "-", "-", "-", "-")
     made = answer.expected
-    broken = f" (breaks {', '.join(answer.broken)})" if answer.broken else ""
+    broken = f" (breaks {_limits([answer])})" if answer.broken else ""
     numbers = (made.output_tokens_per_s, made.output_tokens_per_s_per_gpu, made.ttft_ms, made.itl_ms)
     shown = (units.figure(one) if one is not None else "-" for one in numbers)
     price = answer.cost_per_million_output_tokens
@@ -90,18 +92,16 @@ def figures(answer: Answer) -> tuple[str, ...]:
 
 
 def render_sweep_text(answers: Iterable[Answer]) -> str:
-    """A table of the best machine for each model and load, then what could not be answered."""
+    """For each model a table of the best machine for each load, its plan below; then what could not be answered."""
     groups = group(answers)
-    head = ("model", "load", "best", "plan", "tokens/s", "per GPU", "TTFT ms", "ITL ms", "cost/M", "next best")
-    lines: list[tuple[str, ...]] = [head]
-    for one in groups:
-        if one.best is None:
-            lines.append((one.model, one.load, "none", _why_none(one), "-", "-", "-", "-", "-", "-"))
-        else:
-            lines.append((one.model, one.load, machine_words(one.best), *figures(one.best), _next(one)))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    text = [_row(line, widths) for line in lines]
-    text.insert(1, "-" * len(text[0]))
+    head = ("load", "best", "tokens/s", "per GPU", "TTFT ms", "ITL ms", "cost/M")
+    rows = [(one.load, *_best_row(one)) for one in groups]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    text: list[str] = []
+    for at, (one, row) in enumerate(zip(groups, rows, strict=True)):
+        if at == 0 or groups[at - 1].model != one.model:
+            text += [*([""] if text else []), one.model, _row(head, widths), "-" * (sum(widths) + 2 * len(widths) - 2)]
+        text += [_row(row, widths), f"{'':{widths[0]}}  {_below(one)}"]
     failed = sum(bool(answer.error) for one in groups for answer in one.answers)
     total = sum(len(one.answers) for one in groups)
     text += ["", f"{total} plans, {len(groups)} questions; {failed} could not be answered. All figures are estimates."]
@@ -109,10 +109,17 @@ def render_sweep_text(answers: Iterable[Answer]) -> str:
     return "\n".join(text)
 
 
+def _best_row(one: Group) -> tuple[str, ...]:
+    return ("none", *"-----") if one.best is None else (machine_words(one.best), *figures(one.best)[1:])
+
+
+def _below(one: Group) -> str:
+    """The plan, and what comes next to its machine; or why no machine does it."""
+    return _why_none(one) if one.best is None else f"{figures(one.best)[0]}; next best {_next(one)}"
+
+
 def _row(line: Sequence[str], widths: Sequence[int]) -> str:
-    cells = [
-        one.rjust(size) if 4 <= at <= 8 else one.ljust(size) for at, (one, size) in enumerate(zip(line, widths, strict=True))
-    ]
+    cells = [one.ljust(size) if at < 2 else one.rjust(size) for at, (one, size) in enumerate(zip(line, widths, strict=True))]
     return "  ".join(cells).rstrip()
 
 
@@ -120,7 +127,11 @@ def _why_none(one: Group) -> str:
     errors = [answer.error for answer in one.answers if answer.error]
     if len(errors) == len(one.answers):
         return clean(errors[0])
-    return "no machine keeps " + ", ".join(sorted({limit for answer in one.answers for limit in answer.broken}))
+    return f"no machine keeps {_limits(one.answers)}"
+
+
+def _limits(answers: Iterable[Answer]) -> str:
+    return ", ".join(sorted({LATENCIES.get(limit, limit) for each in answers for limit in each.broken}))
 
 
 def _next(one: Group) -> str:
