@@ -147,6 +147,13 @@ class TestNothingFits:
         assert any("ITL" in line for line in plan.shortfall)
 
 
+def test_of_plans_that_break_a_limit_one_that_holds_the_load_is_nearest() -> None:
+    """Four replicas of one GPU have the lowest ITL: with the 20 of 64 requests that their caches hold."""
+    plan = advise("meta-llama/Llama-3.3-70B-Instruct", gpu="h100", gpus=4, isl=4096, osl=512, concurrency=64, itl_ms=12).plan
+    assert not plan.feasible and (plan.expected.max_concurrency or 0) >= 64
+    assert (plan.expected.output_tokens_per_s or 0) > (plan.baseline.output_tokens_per_s or 0)
+
+
 def test_the_same_input_gives_the_same_bytes() -> None:
     question = {"model": "Qwen/Qwen3-32B", "gpu": "l40s", "gpus": 4}
     first, second = (pipeline.advise(pipeline.profile(**question)).model_dump_json() for _ in range(2))

@@ -206,7 +206,9 @@ def test_a_full_disk_under_stdout_is_said() -> None:
 
 
 def test_interrupted_it_says_so_and_no_more(tmp_path: Path) -> None:
-    (tmp_path / "questions.yaml").write_text(f"models: [{MODEL}]\ngpus: [h100, h200, l40s, a100]\ntraffic: [chat, rag]\n")
+    # far more than is answered before the signal comes, on a busy machine too
+    traffic = f"[{{traffic: chat, concurrency: {list(range(1, 301))}}}]"
+    (tmp_path / "questions.yaml").write_text(f"models: [{MODEL}]\ngpus: [h100, h200, l40s, a100]\ntraffic: {traffic}\n")
     command = [*COMMAND, "sweep", str(tmp_path / "questions.yaml")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None

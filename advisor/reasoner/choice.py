@@ -76,11 +76,15 @@ def broken_limits(estimate: Estimate, goal: Goal) -> str:
     return " and ".join(LIMITS[name] for name in violations(estimate, goal))
 
 
-def choose(tried: Sequence[Tried], goal: Goal) -> tuple[Tried, bool]:
-    """The best candidate, and whether it keeps every limit; when none does, the one that breaks them least."""
+def choose(tried: Sequence[Tried], goal: Goal, concurrency: float | None = None) -> tuple[Tried, bool]:
+    """The best candidate, and whether it keeps every limit; when none does, the one that breaks them least.
+
+    concurrency: requests at once, where the traffic says so. Of plans that break limits, one that holds them all comes before
+    one that is quick with the few that its cache holds while the others wait for a slot.
+    """
     keeping = [one for one in tried if not violations(one.estimate, goal)]
     if not keeping:
-        return min(tried, key=lambda one: (*_severity(one, goal), *_simplicity(one))), False
+        return min(tried, key=lambda one: (*_severity(one, goal, concurrency or 0.0), *_simplicity(one))), False
     best = max(worth(one.estimate, goal) for one in keeping)
     tied = [one for one in keeping if worth(one.estimate, goal) >= best * (1 - TIE)]
     soonest = min(one.estimate.ttft_ms or 0.0 for one in tied)
@@ -88,12 +92,14 @@ def choose(tried: Sequence[Tried], goal: Goal) -> tuple[Tried, bool]:
     return min(prompt, key=_simplicity), True
 
 
-def _severity(one: Tried, goal: Goal) -> tuple[float, float, float]:
-    """How far over memory, how many times over the worst limit, and (of those that cannot keep up) the speed."""
-    broken = violations(one.estimate, goal)
-    over = one.estimate.memory_gib.total / one.estimate.memory_gib.capacity if "memory" in broken else 0.0
-    speed = one.estimate.output_tokens_per_s if "load" in broken else None
-    return over, max(broken.values(), default=0.0) if not over else 0.0, -(speed or 0.0)
+def _severity(one: Tried, goal: Goal, concurrency: float) -> tuple[float, bool, float, float]:
+    """How far over memory, whether requests wait for a slot, how many times over the worst limit, and (of those that cannot
+    keep up) the speed."""
+    estimate, broken = one.estimate, violations(one.estimate, goal)
+    over = estimate.memory_gib.total / estimate.memory_gib.capacity if "memory" in broken else 0.0
+    waits = estimate.max_concurrency is not None and estimate.max_concurrency < concurrency
+    speed = estimate.output_tokens_per_s if "load" in broken else None
+    return over, waits, max(broken.values(), default=0.0) if not over else 0.0, -(speed or 0.0)
 
 
 def _simplicity(one: Tried) -> tuple[int, int, float, int, str]:

@@ -102,11 +102,11 @@ def decide(
     tried = _permitted(search.try_all(baseline, plain, spread) or [alone], policy)
     if policy is not None and not tried:
         raise nothing_allowed(profile, policy)
-    chosen, feasible = choose(tried, aim(profile))
+    chosen, feasible = choose(tried, aim(profile), profile.traffic.concurrency)
     options = fill_speculation(profile, chosen.deployment, fired)
     if options != plain:
         tried = _permitted(called_for(search.try_all(baseline, options, spread), rulebook.rules) or [alone], policy)
-        chosen, feasible = choose(tried, aim(profile))
+        chosen, feasible = choose(tried, aim(profile), profile.traffic.concurrency)
     chosen = _without_useless_switches(chosen, options, search, policy)
     return Decision(alone, chosen, feasible, tuple(tried), options)
 
