@@ -256,7 +256,7 @@ def beside_the_peer(errors: Errors) -> list[str]:
 
 def page(errors: Errors, left_out: Counter[str], missing: int) -> str:
     """docs/accuracy.md."""
-    out = held_out()
+    out, speed_ups = held_out(), printed()
 
     def some(condition: Callable[[Measured], bool]) -> Errors:
         return [(m, e) for m, e in errors if condition(m)]
@@ -315,7 +315,7 @@ def page(errors: Errors, left_out: Counter[str], missing: int) -> str:
         *ratio_table(pairs(m for m, _ in errors)),
         "### Speed-ups that a source prints", "",
         "Formats by batch, FP8 caches, drafts with the acceptance that the source prints (benchmarks/printed.py).", "",
-        *ratio_table(printed()), *printed_lines(printed()),
+        *ratio_table(speed_ups), *printed_lines(speed_ups),
         "## Choices", "", *choice_lines(choices()),
         "## Left out", "",
         f"{missing} records have no estimate. Records that were not compared:", "",

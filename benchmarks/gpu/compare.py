@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ def own_kernels(data: dict[str, Any], constants: Constants, models: dict[str, Mo
             yield "vLLM: prefill attention, bf16", (row["us"], op.prefill(row["length"], row["length"]) * 1e6)
 
 
+@cache
 def served_model(checkpoint: str = "bf16") -> Model:
     """What serving.py serves under this name; the formats of one shape are one model."""
     config = {name: value for name, value in SHAPES[checkpoint].items() if name != "quantization_config"}

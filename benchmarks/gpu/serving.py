@@ -330,7 +330,9 @@ def _batching(server: Server, vocab: int, rough: bool) -> Iterator[dict[str, Any
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--parts", default=",".join(name for name in PARTS if not name.startswith(("smol", "70b"))))
+    parser.add_argument(
+        "--parts", default="bf16,fp8kv,fp8,bf16-eager,fp8kv-ngram", help="by default those of one GPU and no draft"
+    )
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/serving"))
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--dummy", action="store_true", help="write configurations only; vLLM fills in random weights")

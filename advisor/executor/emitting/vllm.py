@@ -61,8 +61,9 @@ def serve_arguments(plan: Plan, profile: Profile, site: Site, *, host: str = HOS
         groups.append((MAX_LENGTH, "auto"))
     groups.append(("--kv-cache-dtype", "fp8" if deployment.kv_cache == "fp8" else "auto"))
     groups.append(("--gpu-memory-utilization", str(MEMORY_SHARE)))
-    if front_ends(plan) > 1:
-        groups.append(("--api-server-count", str(front_ends(plan))))
+    servers = front_ends(plan)
+    if servers > 1:
+        groups.append(("--api-server-count", str(servers)))
     why = reasons(plan)
     if "chunked_prefill" in why:
         groups.append(("--enable-chunked-prefill" if deployment.chunked_prefill else "--no-enable-chunked-prefill",))
@@ -104,7 +105,7 @@ def why_of(plan: Plan) -> dict[str, str]:
     found = {option: why.get(field, "plan") for option, field in fields.items()}
     return found | {
         "--gpu-memory-utilization": "what the estimate counts on",
-        "--api-server-count": "one API server, in Python, brings out some 6,700 tokens/s (measured)",
+        "--api-server-count": "one API server brought out 6,680 tokens/s of an 8B, four 8,420 (measured on one H100's host)",
         MAX_LENGTH: "the model's context, or as much of it as the cache holds",
     }
 
