@@ -16,7 +16,6 @@ kernel on Hopper, Machete, was measured by us and does not (docs/evidence.md; ve
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from advisor.estimator.constants import Constants
@@ -32,10 +31,6 @@ FORM = {  # weight format -> (fitted op, peak)
     "int8_sq": ("int8_sq", "int8"), "int8_wo": ("int8_wo", "bf16"), "int4_awq": ("int4", "bf16"),
     "int4_gptq": ("int4", "bf16"), "w4a8_awq": ("w4a8", "fp8"), "nvfp4": ("nvfp4", "fp4"), "mxfp4": ("mxfp4", "fp4"),
 }  # fmt: skip
-
-
-Runs = tuple[tuple[float, tuple[tuple[float, ...], ...]], ...]
-"""(the rows that are multiplied at least, the Gemms of which that is true), ..."""
 
 
 class Shares(NamedTuple):
@@ -71,20 +66,52 @@ class Gemm(NamedTuple):
         return self.per_row * (self.least if FEW < m < self.least else m) > self.bytes_fixed + self.bytes_row * m
 
 
-def in_runs(gemms: Iterable[Gemm]) -> Runs:
-    """The matrices in runs of equal `least`, as plain tuples: a step is little else than these, and is asked often."""
-    return tuple((least, tuple(map(tuple, run))) for least, run in groupby(gemms, key=lambda one: one.least))
+class Run(NamedTuple):
+    """Matrices of one kernel, as little as a step has to do for each: it is asked often and is little else than these.
+
+    How often each is multiplied by is in its coefficients: (C^p + B^p)^(1/p) grows as C and B do.
+    """
+
+    least: float
+    power: float
+    inverse: float
+    fixed: float
+    """seconds of all of them whatever M is"""
+    linear: float
+    """seconds of all of them for each of M"""
+    matrices: tuple[tuple[float, float, float, float], ...]
+    """per_row, per_tile_row, bytes_fixed, bytes_row of each"""
 
 
-def total_seconds(runs: Runs, m: float) -> float:
+def in_runs(gemms: Iterable[Gemm]) -> tuple[Run, ...]:
+    """The matrices by kernel."""
+    kernels: dict[tuple[float, float, float], list[Gemm]] = {}
+    for one in gemms:
+        kernels.setdefault((one.least, one.power, one.inverse), []).append(one)
+    return tuple(
+        Run(
+            *kernel,
+            sum(one.fixed * one.times for one in run),
+            sum(one.linear * one.times for one in run),
+            tuple(
+                (one.per_row * one.times, one.per_tile_row * one.times, one.bytes_fixed * one.times, one.bytes_row * one.times)
+                for one in run
+            ),
+        )
+        for kernel, run in kernels.items()
+    )
+
+
+def total_seconds(runs: tuple[Run, ...], m: float) -> float:
     """Time of M rows through every matrix as many times as it says."""
     seconds = 0.0
-    for least, gemms in runs:
+    for least, power, inverse, fixed, linear, matrices in runs:
         rows = least if FEW < m < least else m
         tile = rows if rows < 128 else 128.0
-        for fixed, per_row, per_tile_row, bytes_fixed, bytes_row, power, inverse, linear, _, times in gemms:
+        seconds += fixed + linear * m
+        for per_row, per_tile_row, bytes_fixed, bytes_row in matrices:
             compute, memory = per_row * rows + per_tile_row * tile, bytes_fixed + bytes_row * m
-            seconds += (fixed + linear * m + (compute**power + memory**power) ** inverse) * times
+            seconds += (compute**power + memory**power) ** inverse
     return seconds
 
 

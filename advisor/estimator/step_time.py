@@ -12,7 +12,7 @@ from typing import NamedTuple
 from advisor.estimator.attention import Attention, attention
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime, runtime_of
-from advisor.estimator.gemm import Gemm, Runs, gemm, in_runs, total_seconds
+from advisor.estimator.gemm import Gemm, Run, gemm, in_runs, total_seconds
 from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
 from advisor.estimator.network import NONE, Collective, all_gather, all_reduce, link_rate
@@ -51,10 +51,10 @@ class StepParts(NamedTuple):
 class StepTime:
     """All coefficients of one model in one deployment on one GPU; build with `step_time`."""
 
-    dense: Runs
+    dense: tuple[Run, ...]
     first: Gemm
     """of `dense`"""
-    head: Runs
+    head: tuple[Run, ...]
     sampling: float
     """seconds to sample one token from its logits"""
     groups: tuple[tuple[Attention, float], ...]
