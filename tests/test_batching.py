@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import pytest
@@ -13,6 +14,7 @@ from advisor.estimator.batching import Steps, filling, in_flight, run, static, s
 from advisor.estimator.first_token import Prompts, closed_loop, drained, gathered, open_loop
 from advisor.estimator.replica import Server
 from advisor.estimator.simulation import replay
+from advisor.estimator.step_time import Pace, StepParts
 from advisor.types import Load
 
 
@@ -26,10 +28,14 @@ class Plain:
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         return 0.010 + prefill * 1e-6 + decode * 1e-5
 
-    def prompt(self, tokens: float) -> float:
-        return self.step(0.0, 1.0, tokens, tokens)
+    def pace(self, decode: float, context: float) -> Pace:
+        return Pace(self.step(decode, context), UNKNOWN)
+
+    def prompt(self, tokens: float) -> Pace:
+        return Pace(self.step(0.0, 1.0, tokens, tokens), UNKNOWN)
 
 
+UNKNOWN = StepParts(*[math.nan] * 6)
 STEP = cast(Steps, Plain())
 
 

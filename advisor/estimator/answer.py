@@ -123,23 +123,20 @@ def answer(case: Case, flow: Flow, first: FirstToken | None, most: int | None, r
     fields["fits"] = memory.cache is not None
     fields["max_concurrency"] = most
     fields["concurrency"] = flow.sequences * replicas
-    fields["bound_by"] = _bounds(step, load, flow)
+    fields["bound_by"] = _bounds(step, flow)
     fields["basis"] = SATURATED_BASIS if ttft is None else BASIS
     fields["range"] = ranges(known, spread, load)
     fields["notes"] = tuple(notes)
     return made(Estimate, fields)
 
 
-def _bounds(step: Steps, load: Load, flow: Flow) -> BoundBy:
-    isl = load.isl if load.isl > 1.0 else 1.0
-    sequences = flow.sequences / step.stages
-    decode = step.parts(sequences, isl + load.osl / 2, 0.0, 1.0)
-    prefill = step.parts(0.0, 1.0, isl * step.width, isl)
+def _bounds(step: Steps, flow: Flow) -> BoundBy:
     times = step.plain if isinstance(step, Speculating) else step
     drafted = step.draft_len + 1 if isinstance(step, Speculating) else 1
+    decoded, prompt = flow.decoding / step.stages * drafted, flow.prompt
     return BOUND_BY[
-        _bound(prefill, _multiplies(times, isl * step.width, isl)),
-        _bound(decode, _multiplies(times, sequences * drafted, sequences * drafted / step.width)),
+        _bound(flow.alone.parts, _multiplies(times, prompt * step.width, prompt)),
+        _bound(flow.plain.parts, _multiplies(times, decoded, decoded / step.width)),
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from advisor.estimator.drafting import Speculating
-from advisor.estimator.step_time import StepTime
+from advisor.estimator.step_time import Pace, StepTime
 from advisor.types import Load
 
 Steps = StepTime | Speculating
@@ -37,20 +37,26 @@ class Flow(NamedTuple):
     """output tokens of the replica"""
     first_token: float
     """seconds from the start of a prompt's prefill to its first token, beside the others"""
+    decoding: float
+    """of `sequences`, those that are beyond their prompt"""
+    plain: Pace
+    """a step of them without prompts"""
+    prompt: float
+    """tokens of a prompt"""
+    alone: Pace
+    """a prompt's prefill with nothing beside"""
     prompt_share: float = 0.0
     """share of the steps that carry a prompt"""
     chunks: float = 1.0
     """steps that one prompt takes"""
-    alone: float = 0.0
-    """seconds of a prompt's prefill with nothing beside it"""
 
 
-def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: float) -> Flow:
+def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: float, alone: Pace | None = None) -> Flow:
     """Steady state with `sequences` always in flight, prompts mixed into the steps, at most `budget` tokens a step.
 
     Each sequence leaves after osl steps and the next one's prompt comes in, so a step carries sequences * isl / osl prompt
     tokens on average: whole prompts in some of the steps, or a part in each. With pipeline stages each of as many
-    micro-batches has a budget of its own.
+    micro-batches has a budget of its own. alone: of such a prompt with nothing beside it, where that is known already.
     """
     steps, stages = osl if osl > 1.0 else 1.0, step.stages
     context = isl + osl / 2
@@ -61,18 +67,20 @@ def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: flo
         flow = decoding * isl / steps
     part = isl if isl < budget else budget  # engines without chunked prefill are given a budget that takes a whole prompt
     chunk = part * stages
-    plain = step.step(decoding, context)
+    plain = step.pace(decoding, context)
+    seconds = plain.seconds
     if flow >= chunk:
         mean = mixed = step.step(decoding, context, flow, isl)
     else:
         mixed = step.step(decoding, context, chunk, isl)
-        mean = plain + (mixed - plain) * flow / chunk
+        mean = seconds + (mixed - seconds) * flow / chunk
     chunks = float(math.ceil(isl / part))
-    alone = step.prompt(isl)
+    alone = alone or step.prompt(isl)
     first = mixed * chunks
-    if first < alone:
-        first = alone
-    return Flow(sequences, mean, decoding / mean, first, flow / chunk if flow < chunk else 1.0, chunks, alone)
+    if first < alone.seconds:
+        first = alone.seconds
+    share = flow / chunk if flow < chunk else 1.0
+    return Flow(sequences, mean, decoding / mean, first, decoding, plain, isl, alone, share, chunks)
 
 
 def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:
@@ -85,10 +93,10 @@ def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budg
     whole = math.floor(requests / most)
     rest = requests - whole * most
     full = in_flight(step, most, isl, osl, budget)
-    tail = _ramp(step, most, isl, osl, budget)
+    tail = _ramp(step, full, osl, budget)
     if rest >= 1:
-        last = rest * osl / in_flight(step, rest, isl, osl, budget).tokens_per_s
-        tail = max(tail, last + _ramp(step, rest, isl, osl, budget))
+        last = in_flight(step, rest, isl, osl, budget, full.alone)
+        tail = max(tail, rest * osl / last.tokens_per_s + _ramp(step, last, osl, budget))
     seconds = whole * most * osl / full.tokens_per_s + tail
     return full._replace(tokens_per_s=requests * osl / seconds)
 
@@ -101,8 +109,9 @@ def filling(step: Steps, rate: float, requests: float, limit: float, isl: float,
     sees its own generation fill up and the next one take over, so on average as many as its own generation has at its end.
     """
     arriving, elapsed, before, area = requests / rate, 0.0, 0.0, 0.0
+    alone = step.prompt(isl)
     for _ in range(GENERATIONS):
-        flow = in_flight(step, max(before, 1.0), isl, osl, budget)
+        flow = in_flight(step, max(before, 1.0), isl, osl, budget, alone)
         after = min(limit, rate * (flow.first_token + osl * flow.seconds_per_token))
         span = min(after / rate, arriving - elapsed)
         area += span * after
@@ -113,16 +122,17 @@ def filling(step: Steps, rate: float, requests: float, limit: float, isl: float,
     return (area + max(0.0, arriving - elapsed) * before) / arriving
 
 
-def _ramp(step: Steps, slots: float, isl: float, osl: float, budget: float) -> float:
-    """What a run takes longer than its waves because it starts and ends with some of the slots only.
+def _ramp(step: Steps, flow: Flow, osl: float, budget: float) -> float:
+    """What a run takes longer than its waves, each in the state `flow`: it starts and ends with some of the slots only.
 
     The prompts of the first wave fill the slots over n steps, and over as many steps the last wave ends: 2n steps with half of
     the sequences instead of n with all. tests/test_batching.py holds it against the simulation of the same runs.
     """
-    context = isl + osl / 2
+    slots, context = flow.sequences, flow.prompt + osl / 2
     room = max(budget * step.stages - slots / 2, 1.0)
-    steps = min(slots * isl / room, osl)
-    return max(0.0, steps * (2 * step.step(slots / 2, context) - step.step(slots, context)))
+    steps = min(slots * flow.prompt / room, osl)
+    whole = flow.plain.seconds if flow.decoding == slots else step.step(slots, context)
+    return max(0.0, steps * (2 * step.step(slots / 2, context) - whole))
 
 
 def static(step: Steps, sequences: float, isl: float, osl: float, budget: float, idle: float = 0.0) -> Flow:
@@ -133,9 +143,10 @@ def static(step: Steps, sequences: float, isl: float, osl: float, budget: float,
     rounds = math.ceil(sequences * isl / max(budget, 1.0))
     prefill = rounds * step.step(0.0, 1.0, sequences * isl / rounds, isl)
     longest = osl / max(1.0 - idle, 1e-3)
-    decode = step.step(sequences, isl + osl / 2)
-    seconds = prefill + longest * decode
-    return Flow(sequences, decode, sequences * osl / seconds, prefill)
+    plain = step.pace(sequences, isl + osl / 2)
+    seconds = prefill + longest * plain.seconds
+    rate = sequences * osl / seconds
+    return Flow(sequences, plain.seconds, rate, prefill, sequences, plain, isl, step.prompt(isl))
 
 
 def static_idle_share(lengths: Load | Sequence[float], batch: float) -> float:

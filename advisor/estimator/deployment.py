@@ -250,19 +250,19 @@ def _at_rate(
         wait = max(0.0, load.requests / replicas - limit) / 2 * (1 / best - 1 / rate)
         notes.append(f"{said}; of {load.requests} requests in all each waits {wait * 1e3:,.0f} ms for a slot on average")
         mean = batching.filling(step, rate, load.requests / replicas, limit, isl, osl, tokens)
-        flow = batching.in_flight(step, max(mean, 1e-3), isl, osl, tokens)
+        flow = batching.in_flight(step, max(mean, 1e-3), isl, osl, tokens, top.alone)
         return flow._replace(tokens_per_s=top.tokens_per_s), open_loop(step, flow, request)._replace(slot=wait)
     low, high = 0.0, float(limit)
     for _ in range(20):
         middle = (low + high) / 2
-        flow = batching.in_flight(step, max(middle, 1e-3), isl, osl, tokens)
+        flow = batching.in_flight(step, max(middle, 1e-3), isl, osl, tokens, top.alone)
         if rate * (flow.first_token + osl * flow.seconds_per_token) > middle:
             low = middle
         else:
             high = middle
     if load.requests is not None:
         high = min(high, batching.filling(step, rate, load.requests / replicas, limit, isl, osl, tokens))
-    flow = batching.in_flight(step, max(high, 1e-3), isl, osl, tokens)
+    flow = batching.in_flight(step, max(high, 1e-3), isl, osl, tokens, top.alone)
     first = open_loop(step, flow, request)
     notes.append(
         f"TTFT: Poisson arrivals: {first.prefill * 1e3:,.0f} ms prefill, {first.waiting * 1e3:,.0f} ms behind the step under "

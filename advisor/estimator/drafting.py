@@ -16,7 +16,7 @@ from advisor.errors import NotPossible
 from advisor.estimator.acceptance import acceptance_of, expected_tokens, published
 from advisor.estimator.remembering import by_identity
 from advisor.estimator.shapes import bits_per_element, is_quantized, matrices
-from advisor.estimator.step_time import StepParts, StepTime
+from advisor.estimator.step_time import Pace, StepParts, StepTime
 from advisor.types import Deployment, Model, Speculation, WeightFormat
 
 LONGEST_DRAFT = 8
@@ -153,8 +153,11 @@ class Speculating(NamedTuple):
         """Seconds of one step: drafts, verification, and `prefill` prompt tokens beside it."""
         stages = self.stages
         part = self.parts(decode / stages, context, prefill / stages, length)
+        return self._with_drafts(part, prefill > 0.0, decode, context)
+
+    def _with_drafts(self, part: StepParts, prompts: bool, decode: float, context: float) -> float:
         drafting = self.draft_len * self.draft * self.plain.step(decode, context) if self.draft else 0.0
-        return self.verify.total(part, prefill > 0.0) + drafting + self.host_step + self.host_sequence * decode
+        return self.verify.total(part, prompts) + drafting + self.host_step + self.host_sequence * decode
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds per token: a step that carries `tokens` times the prompt tokens, divided by its tokens per sequence."""
@@ -162,8 +165,13 @@ class Speculating(NamedTuple):
             return self.plain.step(decode, context, prefill, length)
         return self.whole(decode, context, prefill * self.tokens, length) / self.tokens
 
-    def prompt(self, tokens: float) -> float:
-        """Seconds of one prompt's prefill; no drafts before the first token."""
+    def pace(self, decode: float, context: float) -> Pace:
+        """A step without prompts, as `step`."""
+        part = self.parts(decode / self.stages, context, 0.0, 1.0)
+        return Pace(self._with_drafts(part, False, decode, context) / self.tokens, part)
+
+    def prompt(self, tokens: float) -> Pace:
+        """One prompt's prefill; no drafts before the first token."""
         return self.plain.prompt(tokens)
 
     def gain(self, decode: float, context: float) -> float:

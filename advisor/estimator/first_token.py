@@ -69,7 +69,7 @@ def closed_loop(step: Steps, flow: Flow, clients: float, prompts: Prompts, reque
         prefill = max(prefill, step.step(flow.sequences, isl + prompts.osl / 2, min(together * isl, budget), isl))
     each_rank = max(1.0, clients / step.width)
     abreast = min(prompts.abreast, each_rank)
-    each = max(flow.alone, flow.chunks * step.step(clients / 2, isl, abreast * min(isl, budget) * step.width, isl))
+    each = max(flow.alone.seconds, flow.chunks * step.step(clients / 2, isl, abreast * min(isl, budget) * step.width, isl))
     burst = (each_rank / abreast + 1) / 2 * each
     return FirstToken(request, (1 - opening) * prefill, (1 - opening) * steady, opening * burst, 0.0)
 

@@ -51,7 +51,7 @@ def roofline_points(
     pair = 4.0 * model.attention_layers * model.heads * model.head_dim
     weights = active_bytes(model, deployment.weights)
     phases: tuple[tuple[Literal["prefill", "decode"], float, float, float], ...] = (
-        ("prefill", 2 * active * load.isl + pair * load.isl**2 / 2, weights, step.prompt(load.isl)),
+        ("prefill", 2 * active * load.isl + pair * load.isl**2 / 2, weights, step.prompt(load.isl).seconds),
         (
             "decode",
             batch * (2 * active + pair * context),

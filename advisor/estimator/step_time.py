@@ -6,7 +6,7 @@ them up over the layers of the slowest pipeline stage, plus the head, plus what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from advisor.estimator.attention import Attention, attention
@@ -27,8 +27,6 @@ SENT = {"fp8": 8 / 16, "nvfp4": 4.5 / 16, "nvfp4_gen": 4.5 / 16, "mxfp4_fp8": 8.
 release 1.1: "gather inputs from other parallel ranks" stands after the quantization of x)"""
 ELEMENT_EFFICIENCY = 0.8
 """bandwidth share that an element-wise kernel reaches: aiconfigurator-core 0.12.0 systems/*.yaml"""
-MOST_KNOWN = 64
-"""steps that are remembered"""
 
 
 class StepParts(NamedTuple):
@@ -45,6 +43,14 @@ class StepParts(NamedTuple):
     def gpu(self) -> float:
         """What the GPU does."""
         return self.gemm + self.attention + self.experts + self.network + self.elementwise
+
+
+class Pace(NamedTuple):
+    """How long a step takes through all stages, and why."""
+
+    seconds: float
+    parts: StepParts
+    """of one micro-batch through one stage"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +104,6 @@ class StepTime:
     stages: int
     stage_copy: float
     """seconds per byte from one pipeline stage to the next"""
-    known: dict[tuple[float, float, float, float], StepParts] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
-    """the steps that were asked last: one estimate asks for some of them twice"""
 
     def parts(self, decode: float, context: float, prefill: float, length: float) -> StepParts:
         """One step of one micro-batch through one pipeline stage.
@@ -109,15 +111,6 @@ class StepTime:
         decode: sequences that produce a token, each with `context` tokens in the cache; prefill: prompt tokens, of prompts
         of `length` tokens. Counted over all attention-DP ranks. Seconds.
         """
-        asked = decode, context, prefill, length
-        found = self.known.get(asked)
-        if found is None:
-            if len(self.known) >= MOST_KNOWN:
-                self.known.clear()
-            found = self.known[asked] = self._parts(*asked)
-        return found
-
-    def _parts(self, decode: float, context: float, prefill: float, length: float) -> StepParts:
         tokens = decode + prefill
         running, mine = decode / self.width, prefill / self.width
         rows = running + mine
@@ -140,14 +133,8 @@ class StepTime:
         if self.stages > 1:
             wire += size * self.stage_copy
         element = self.gaps + self.layers * rows * self.hidden_bytes * self.element_byte_time
-        return StepParts(
-            dense,
-            attend,
-            routed,
-            wire,
-            element,
-            self.host_step + (self.host_sequence + self.host_waiting * self.stages) * decode,
-        )
+        host = self.host_step + (self.host_sequence + self.host_waiting * self.stages) * decode
+        return StepParts(dense, attend, routed, wire, element, host)
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds until every one of `decode` running sequences has one more token, with `prefill` prompt tokens beside.
@@ -171,10 +158,15 @@ class StepTime:
             return self.stages * (gpu + host)
         return float(self.stages * (gpu**self.overlap + host**self.overlap) ** (1 / self.overlap))
 
-    def prompt(self, tokens: float) -> float:
-        """Seconds from the start of one prompt's prefill to its first token, alone on the engine."""
+    def pace(self, decode: float, context: float) -> Pace:
+        """A step without prompts, as `step`."""
+        part = self.parts(decode / self.stages, context, 0.0, 1.0)
+        return Pace(self.total(part, False), part)
+
+    def prompt(self, tokens: float) -> Pace:
+        """From the start of one prompt's prefill to its first token, alone on the engine."""
         part = self.parts(0.0, 1.0, tokens * self.width, tokens)
-        return self.stages * max(part.gpu, self.cold * self.launches) + part.host
+        return Pace(self.stages * max(part.gpu, self.cold * self.launches) + part.host, part)
 
 
 def step_time(constants: Constants, model: Model, deployment: Deployment, engine: Engine) -> StepTime:
