@@ -47,10 +47,8 @@ class Attention:
         s = context if context < self.window else self.window
         s = s if s > self.smin else self.smin
         work = sequences * s
-        return float(
-            self.t0 + self.t1 * s / (s + self.s1)
-            + ((work * self.byte_time) ** self.power + (work * self.flop_time) ** self.power) ** self.inverse
-        )  # fmt: skip
+        busy: float = ((work * self.byte_time) ** self.power + (work * self.flop_time) ** self.power) ** self.inverse
+        return self.t0 + self.t1 * s / (s + self.s1) + busy
 
     def prefill(self, tokens: float, length: float) -> float:
         """Seconds of one layer for `tokens` prompt tokens that belong to prompts of `length` tokens."""
@@ -58,7 +56,7 @@ class Attention:
             return 0.0
         reach = length if length <= self.window else self.window
         pairs = tokens * (reach - reach * reach / (2 * length))
-        return float(self.prefill_t0 + pairs * self.prefill_pair * (1 + self.prefill_s0 / length) + tokens * self.prefill_token)
+        return self.prefill_t0 + pairs * self.prefill_pair * (1 + self.prefill_s0 / length) + tokens * self.prefill_token
 
 
 def attention(constants: Constants, host: Runtime, model: Model, kv_cache: KvFormat, parts: int, window: float) -> Attention:

@@ -53,7 +53,8 @@ class Experts:
         touched = self.local * (1.0 - math.exp(-self.wake * m))
         compute = (m * self.choices + self.pad * touched) * self.row_time
         memory = touched * self.expert_time
-        return float(self.t0 + (compute**self.power + memory**self.power) ** self.inverse + m * self.choices * self.token_time)
+        busy: float = (compute**self.power + memory**self.power) ** self.inverse
+        return self.t0 + busy + m * self.choices * self.token_time
 
     def is_compute_bound(self, m: float) -> bool:
         """Whether M tokens take longer to multiply than the experts that they wake take to move."""

@@ -36,21 +36,20 @@ class Collective:
 
     def seconds(self, size: float) -> float:
         """Time for a message of `size` bytes."""
-        if self.t0 == 0.0:
-            return 0.0
         return self.t0 + size * self.byte_time + self.t1 * size / (size + self.b1)
 
-
-NONE = Collective(0.0, 0.0, 0.0, 1.0)
+    def repeated(self, times: float, share: float = 1.0) -> Collective:
+        """So many of them, each for a message of `share` of the size."""
+        return Collective(times * self.t0, times * share * self.byte_time, times * self.t1, self.b1 / share)
 
 
 def all_reduce(constants: Constants, n: int, host: Runtime) -> Collective:
-    """All-reduce over n GPUs."""
+    """All-reduce over n GPUs, two at least."""
     return _collective(constants, "all_reduce", n, 2.0, host)
 
 
 def all_gather(constants: Constants, n: int, host: Runtime) -> Collective:
-    """All-gather or reduce-scatter over n GPUs, or what replaces them; bytes are those of the whole result."""
+    """All-gather or reduce-scatter over n GPUs, two at least, or what replaces them; bytes are those of the whole result."""
     found = _collective(constants, "all_gather", n, 1.0, host)
     share = host.exchange if constants.link != "pcie" else 1.0
     return Collective(found.t0 * share, found.byte_time * share, found.t1 * share, found.b1)
@@ -64,8 +63,6 @@ def link_rate(constants: Constants, host: Runtime) -> float:
 
 
 def _collective(constants: Constants, op: str, n: int, passes: float, host: Runtime) -> Collective:
-    if n <= 1:
-        return NONE
     if (constants.link == "pcie" and not constants.fitted) or constants.gpu == "l40s":
         return _over_pcie(constants, n, passes, host)
     table = constants.ops.get(op, {})

@@ -15,7 +15,7 @@ from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.gemm import Gemm, Run, gemm, in_runs, total_seconds
 from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
-from advisor.estimator.network import NONE, Collective, all_gather, all_reduce, link_rate
+from advisor.estimator.network import Collective, all_gather, all_reduce, link_rate
 from advisor.estimator.recurrent import Scan, scan
 from advisor.estimator.remembering import by_identity
 from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, matrices
@@ -61,8 +61,7 @@ class StepTime:
     first: Gemm
     """of `dense`"""
     head: tuple[Run, ...]
-    sampling: float
-    """seconds to sample one token from its logits"""
+    """and sampling, one stage's share"""
     groups: tuple[tuple[Attention, float], ...]
     indexer: Indexer | None
     indexed_layers: float
@@ -70,17 +69,14 @@ class StepTime:
     scan_layers: float
     moe: Experts | None
     moe_layers: float
-    reduce: Collective
-    gather: Collective
-    sent: float
-    """of 16 bits per element, what tokens take on their way to other ranks' experts"""
-    collectives: float
+    wires: tuple[Collective, ...]
+    """what one stage's step sends, for the size of all its tokens"""
     hidden_bytes: float
-    layers: float
+    """of one token at 16 bits"""
     gaps: float
     """seconds of one stage's step between kernels"""
-    element_byte_time: float
-    """seconds per byte of the residual stream, all passes of a layer"""
+    element_time: float
+    """seconds of one token in all passes over the residual stream"""
     launches: float
     """seconds to launch the kernels of one stage's step one by one"""
     uncompiled: float
@@ -91,7 +87,6 @@ class StepTime:
     """whether steps without prompts run as CUDA graphs"""
     host_step: float
     host_sequence: float
-    host_waiting: float
     host_lookup: float
     host_lookup_sequence: float
     host_draft: float
@@ -102,8 +97,6 @@ class StepTime:
     balance: float
     """steps that a prompt waits for the other attention-DP ranks'"""
     stages: int
-    stage_copy: float
-    """seconds per byte from one pipeline stage to the next"""
 
     def parts(self, decode: float, context: float, prefill: float, length: float) -> StepParts:
         """One step of one micro-batch through one pipeline stage.
@@ -112,28 +105,20 @@ class StepTime:
         of `length` tokens. Counted over all attention-DP ranks. Seconds.
         """
         tokens = decode + prefill
-        running, mine = decode / self.width, prefill / self.width
-        rows = running + mine
-        dense = total_seconds(self.dense, rows)
-        sampled = (decode + prefill / length) / self.width
-        dense += (total_seconds(self.head, sampled) + sampled * self.sampling) / self.stages
-        attend = 0.0
+        running, mine, rows = decode / self.width, prefill / self.width, tokens / self.width
+        dense = total_seconds(self.dense, rows) + total_seconds(self.head, (decode + prefill / length) / self.width)
+        attend = routed = wire = 0.0
         for op, times in self.groups:
             attend += times * (op.decode(running, context) + op.prefill(mine, length))
         if self.indexer is not None:
             attend += self.indexed_layers * self.indexer.seconds(running, context, mine, length)
         if self.scan is not None:
             attend += self.scan_layers * self.scan.seconds(running, mine)
-        size = tokens * self.hidden_bytes
-        wire = self.reduce.seconds(size) * self.collectives
-        routed = 0.0
         if self.moe is not None:
-            routed = self.moe.seconds(tokens) * self.moe_layers
-            wire += (self.gather.seconds(size * self.sent) + self.gather.seconds(size)) * self.moe_layers
-        if self.stages > 1:
-            wire += size * self.stage_copy
-        element = self.gaps + self.layers * rows * self.hidden_bytes * self.element_byte_time
-        host = self.host_step + (self.host_sequence + self.host_waiting * self.stages) * decode
+            routed = self.moe_layers * self.moe.seconds(tokens)
+        for sent in self.wires:
+            wire += sent.seconds(tokens * self.hidden_bytes)
+        element, host = self.gaps + rows * self.element_time, self.host_step + decode * self.host_sequence
         return StepParts(dense, attend, routed, wire, element, host)
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
@@ -183,15 +168,13 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         for matrix in matrices(model)
         if matrix.group in ("attention", "mlp", "shared", "router", "recurrent")
     )
-    head = Matrix("lm_head", "lm_head", model.hidden, model.vocab, 1, "out")
     moe_layers = model.moe.layers if model.moe else 0
     routed = _experts(constants, host, model, deployment)
     beside = moe_layers * host.eager_moe_us + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
     return StepTime(
         dense=in_runs(dense),
         first=dense[0],
-        head=in_runs((_gemm(constants, host, model, head, deployment, 1.0),)),
-        sampling=host.sampling * 4.0 * model.vocab / (constants.bandwidth * ELEMENT_EFFICIENCY),
+        head=in_runs((_head(constants, host, model, deployment),)),
         groups=_attention(constants, host, model, deployment, tp // width),
         indexer=indexer(constants, model),
         indexed_layers=model.attention_layers / pp,
@@ -199,21 +182,16 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         scan_layers=model.recurrent.layers / pp if model.recurrent else 0.0,
         moe=routed,
         moe_layers=moe_layers / pp,
-        reduce=all_reduce(constants, tp, host) if width == 1 else NONE,
-        gather=all_gather(constants, tp, host) if width > 1 else NONE,
-        sent=SENT.get(routed.form, 1.0) if routed is not None and host.quantized_gather else 1.0,
-        collectives=(model.attention_layers + model.mlp_layers) / pp if width == 1 else 0.0,
+        wires=_wires(constants, host, model, deployment, routed),
         hidden_bytes=2.0 * model.hidden,
-        layers=model.layers / pp,
         gaps=1e-6 / pp * (model.layers * host.layer_us + moe_layers * host.moe_layer_us),
         launches=1e-6 / pp * (model.layers * host.eager_layer_us + beside),
         uncompiled=1e-6 / pp * (model.layers * host.uncompiled_layer_us + beside),
         cold=host.cold_launches,
         graphs=deployment.cuda_graphs,
-        element_byte_time=host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
+        element_time=2.0 * model.hidden * model.layers / pp * host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
         host_step=host.step_us * 1e-6,
-        host_sequence=1e-6 * (host.sequence_us + (host.pipeline_us if pp > 1 else 0.0)),
-        host_waiting=host.waiting_us * 1e-6,
+        host_sequence=1e-6 * (host.sequence_us + host.waiting_us * pp + (host.pipeline_us if pp > 1 else 0.0)),
         host_lookup=host.lookup_us * 1e-6,
         host_lookup_sequence=host.lookup_sequence_us * 1e-6,
         host_draft=host.draft_us * 1e-6,
@@ -221,8 +199,31 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         width=width,
         balance=host.balance_steps if width > 1 else 0.0,
         stages=pp,
-        stage_copy=host.stage_messages / link_rate(constants, host),
     )
+
+
+def _head(constants: Constants, host: Runtime, model: Model, deployment: Deployment) -> Gemm:
+    """The output head, and the sampling of a token from its logits; the last stage's, of which each bears its share."""
+    matrix, stages = Matrix("lm_head", "lm_head", model.hidden, model.vocab, 1, "out"), deployment.pipeline_parallel
+    sampling = host.sampling * 4.0 * model.vocab / (constants.bandwidth * ELEMENT_EFFICIENCY)
+    made = _gemm(constants, host, model, matrix, deployment, 1 / stages)
+    return made._replace(linear=made.linear + sampling)
+
+
+def _wires(
+    constants: Constants, host: Runtime, model: Model, deployment: Deployment, routed: Experts | None
+) -> tuple[Collective, ...]:
+    """What one stage's step sends: sums over the ranks, or tokens to all ranks' experts and back; and all to the next stage."""
+    tp, pp = deployment.tensor_parallel, deployment.pipeline_parallel
+    found = []
+    if tp > 1 and not deployment.attention_dp:
+        found.append(all_reduce(constants, tp, host).repeated((model.attention_layers + model.mlp_layers) / pp))
+    elif tp > 1 and model.moe is not None and routed is not None:
+        gather, sent = all_gather(constants, tp, host), SENT.get(routed.form, 1.0) if host.quantized_gather else 1.0
+        found += [gather.repeated(model.moe.layers / pp, sent), gather.repeated(model.moe.layers / pp)]
+    if pp > 1:
+        found.append(Collective(0.0, host.stage_messages / link_rate(constants, host), 0.0, 1.0))
+    return tuple(found)
 
 
 def _attention(
