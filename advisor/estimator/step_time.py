@@ -29,6 +29,7 @@ ELEMENT_EFFICIENCY = 0.8
 """bandwidth share that an element-wise kernel reaches: aiconfigurator-core 0.12.0 systems/*.yaml"""
 
 
+_new=tuple.__new__
 class StepParts(NamedTuple):
     """Seconds of one step of one pipeline stage by what they wait for; host and GPU may overlap."""
 
@@ -119,7 +120,7 @@ class StepTime:
         for sent in self.wires:
             wire += sent.seconds(tokens * self.hidden_bytes)
         element, host = self.gaps + rows * self.element_time, self.host_step + decode * self.host_sequence
-        return StepParts(dense, attend, routed, wire, element, host)
+        return _new(StepParts, (dense, attend, routed, wire, element, host))
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds until every one of `decode` running sequences has one more token, with `prefill` prompt tokens beside.
