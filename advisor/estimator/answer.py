@@ -106,28 +106,33 @@ def answer(case: Case, flow: Flow, first: FirstToken | None, most: int | None, r
     deployment, load, constants, memory, step, spread = case
     ttft = None if first is None else first.seconds * 1e3
     itl = flow.seconds_per_token * 1e3
-    rate = flow.tokens_per_s * replicas
+    rate, gpus = flow.tokens_per_s * replicas, ranks(deployment) * deployment.replicas
     if not constants.fitted:
         notes.append(f"no measurements of this GPU: constants of {constants.gpu} with this GPU's own peaks")
-    known = {
-        "itl_ms": itl,
-        "output_tokens_per_s": rate,
-        "output_tokens_per_s_per_gpu": rate / (ranks(deployment) * deployment.replicas),
-    }
+    figures = {"itl_ms": itl, "output_tokens_per_s": rate, "output_tokens_per_s_per_gpu": rate / gpus}
+    latency = None
     if ttft is not None:
-        known["ttft_ms"] = ttft
-        known["request_latency_ms"] = ttft + (load.osl - 1 if load.osl > 1 else 0) * itl
-    fields = NOTHING.copy()
-    fields.update(known)
-    fields["memory_gib"] = memory_of(memory, load, math.ceil(flow.sequences / step.width))
-    fields["fits"] = memory.cache is not None
-    fields["max_concurrency"] = most
-    fields["concurrency"] = flow.sequences * replicas
-    fields["bound_by"] = _bounds(step, flow)
-    fields["basis"] = SATURATED_BASIS if ttft is None else BASIS
-    fields["range"] = ranges(known, spread, load)
-    fields["notes"] = tuple(notes)
-    return made(Estimate, fields)
+        latency = ttft + (load.osl - 1 if load.osl > 1 else 0) * itl
+        figures["ttft_ms"], figures["request_latency_ms"] = ttft, latency
+    return made(
+        Estimate,
+        {
+            "memory_gib": memory_of(memory, load, math.ceil(flow.sequences / step.width)),
+            "fits": memory.cache is not None,
+            "max_concurrency": most,
+            "ttft_ms": ttft,
+            "itl_ms": itl,
+            "output_tokens_per_s": rate,
+            "output_tokens_per_s_per_gpu": figures["output_tokens_per_s_per_gpu"],
+            "request_latency_ms": latency,
+            "concurrency": flow.sequences * replicas,
+            "bound_by": _bounds(step, flow),
+            "basis": SATURATED_BASIS if ttft is None else BASIS,
+            "range": ranges(figures, spread, load),
+            "loss": None,
+            "notes": tuple(notes),
+        },
+    )
 
 
 def _bounds(step: Steps, flow: Flow) -> BoundBy:

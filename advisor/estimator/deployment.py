@@ -209,8 +209,8 @@ def _flow(
         flow = batching.in_flight(step, max(1.0, min(float(limit), wanted)), isl, osl, tokens)
         turns = load.requests / load.concurrency if load.requests else TURNS
         abreast = max(1.0, tokens // isl) if deployment.max_num_tokens is not None else 1.0
-        waits = (0, 0.0) if deployment.attention_dp else (deployment.batch_wait_steps, deployment.batch_wait_fill)
-        prompts = Prompts(isl, osl, tokens, abreast, *waits, poll_steps=deployment.poll_steps)
+        wait = 0 if deployment.attention_dp else deployment.batch_wait_steps
+        prompts = Prompts(isl, osl, tokens, abreast, wait, deployment.batch_wait_fill, deployment.poll_steps)
         first = closed_loop(step, flow, flow.sequences, prompts, request, turns)
         if wanted > limit:
             wait = (wanted - limit) * osl / flow.tokens_per_s * drained(limit / wanted, turns)
