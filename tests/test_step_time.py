@@ -123,7 +123,7 @@ def test_collectives_grow_with_their_bytes(gpu: str) -> None:
     for collective in (all_reduce(found, 4, HOST), all_gather(found, 4, HOST)):
         times = [collective.seconds(size) for size in (1e4, 1e6, 1e8)]
         assert times[0] < times[1] < times[2]
-    assert all_reduce(found, 1, HOST).seconds(1e9) == 0.0
+    assert steps(gpu=gpu).wires == () and len(steps(gpu=gpu, tensor_parallel=4).wires) == 1
 
 
 def test_pcie_is_far_slower_than_nvlink() -> None:
@@ -179,15 +179,15 @@ def test_attention_dp_sends_tokens_in_their_experts_format() -> None:
     fields = {"model": "Qwen/Qwen3-30B-A3B", "gpu": "b200", "tensor_parallel": 8, "attention_dp": True}
     nvfp4, bf16 = steps(weights="nvfp4", **fields), steps(weights="bf16", **fields)
     there, back = (wire.byte_time for wire in nvfp4.wires)
-    assert there == pytest.approx(4.5 / 16 * back) and len({wire.byte_time for wire in bf16.wires}) == 1
+    assert there == pytest.approx(4.5 / 16 * back) and [wire.byte_time for wire in bf16.wires] == [2 * back]
     assert nvfp4.parts(4096, 1024, 0, 1).network < 0.8 * bf16.parts(4096, 1024, 0, 1).network
 
 
 def test_ranks_that_write_to_each_other_exchange_faster_than_they_gather() -> None:
     fields = {"model": "Qwen/Qwen3-30B-A3B", "tensor_parallel": 8, "attention_dp": True, "weights": "nvfp4"}
-    old, new = (steps(gpu="b200", engine=release, **fields).gather for release in ("1.1.0", "1.2.1"))
-    assert new.seconds(1e6) < old.seconds(1e6)
-    wired = [steps(gpu="rtx-pro-6000-blackwell-server", engine=release, **fields).gather for release in ("1.1.0", "1.2.1")]
+    old, new = (steps(gpu="b200", engine=release, **fields).wires for release in ("1.1.0", "1.2.1"))
+    assert all(now.seconds(1e6) < before.seconds(1e6) for before, now in zip(old, new, strict=True))
+    wired = [steps(gpu="rtx-pro-6000-blackwell-server", engine=release, **fields).wires for release in ("1.1.0", "1.2.1")]
     assert wired[0] == wired[1], "over PCIe nothing changed"
 
 

@@ -213,9 +213,9 @@ def _flow(
         prompts = Prompts(isl, osl, tokens, abreast, wait, deployment.batch_wait_fill, deployment.poll_steps)
         first = closed_loop(step, flow, flow.sequences, prompts, request, turns)
         if wanted > limit:
-            wait = (wanted - limit) * osl / flow.tokens_per_s * drained(limit / wanted, turns)
-            notes.append(f"{wanted:g} requests want a slot, {limit} fit: each waits {wait * 1e3:,.0f} ms for one")
-            first = first._replace(slot=wait)
+            slot = (wanted - limit) * osl / flow.tokens_per_s * drained(limit / wanted, turns)
+            notes.append(f"{wanted:g} requests want a slot, {limit} fit: each waits {slot * 1e3:,.0f} ms for one")
+            first = first._replace(slot=slot)
         notes.append(
             f"TTFT: {wanted:g} at a time in a closed loop, {turns:g} requests each: {first.prefill * 1e3:,.0f} ms prefill, "
             f"{first.waiting * 1e3:,.0f} ms behind other prompts, {first.burst * 1e3:,.0f} ms from all starting at once, "

@@ -29,7 +29,6 @@ ELEMENT_EFFICIENCY = 0.8
 """bandwidth share that an element-wise kernel reaches: aiconfigurator-core 0.12.0 systems/*.yaml"""
 
 
-_new=tuple.__new__
 class StepParts(NamedTuple):
     """Seconds of one step of one pipeline stage by what they wait for; host and GPU may overlap."""
 
@@ -120,7 +119,8 @@ class StepTime:
         for sent in self.wires:
             wire += sent.seconds(tokens * self.hidden_bytes)
         element, host = self.gaps + rows * self.element_time, self.host_step + decode * self.host_sequence
-        return _new(StepParts, (dense, attend, routed, wire, element, host))
+        # StepParts(...) itself would be 3 % of an estimate, which asks for four to eight steps
+        return tuple.__new__(StepParts, (dense, attend, routed, wire, element, host))
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds until every one of `decode` running sequences has one more token, with `prefill` prompt tokens beside.
@@ -220,8 +220,9 @@ def _wires(
     if tp > 1 and not deployment.attention_dp:
         found.append(all_reduce(constants, tp, host).repeated((model.attention_layers + model.mlp_layers) / pp))
     elif tp > 1 and model.moe is not None and routed is not None:
-        gather, sent = all_gather(constants, tp, host), SENT.get(routed.form, 1.0) if host.quantized_gather else 1.0
-        found += [gather.repeated(model.moe.layers / pp, sent), gather.repeated(model.moe.layers / pp)]
+        gather = all_gather(constants, tp, host).repeated(model.moe.layers / pp)
+        sent = SENT.get(routed.form, 1.0) if host.quantized_gather else 1.0
+        found += [gather.repeated(1, sent), gather] if sent < 1.0 else [gather.repeated(2)]
     if pp > 1:
         found.append(Collective(0.0, host.stage_messages / link_rate(constants, host), 0.0, 1.0))
     return tuple(found)
