@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from inferencex import is_warm, server_settings
+from inferencex import is_warm, released, server_settings
 
 from advisor.errors import AdvisorError, InputError
 from advisor.estimator.deployment import estimate
@@ -25,6 +25,7 @@ TRUTH = Path(__file__).resolve().parents[1].parent / "shared" / "facts" / "truth
 Regime = Literal["offline", "itl", "ttft", "served itl", "served ttft"]
 WEIGHTS = {"fp16": "bf16", "bf16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4", "fp4": "nvfp4", "mxfp4": "mxfp4", "int4": "int4_awq"}
 ENGINES = {"TensorRT-LLM": "tensorrt-llm", "vLLM": "vllm", "SGLang": "sglang"}
+BLOCK_SCALED = ("zai-org/GLM-5", "Qwen/Qwen3.5-397B-A17B")
 OLDEST = (0, 14)
 """TensorRT-LLM before 0.14 is not estimated"""
 
@@ -113,7 +114,7 @@ def _measured(record: dict[str, Any]) -> Measured | str:
     if engine.name == "tensorrt-llm" and version(engine.version) < OLDEST:
         return "TensorRT-LLM older than 0.14"
     if record["engine"] != "TensorRT-LLM":
-        release = record.get("backend", "").split(" ")[-1].removeprefix("v")
+        release = released(record)
         engine = Engine.model_validate({"name": engine.name, "version": "0" if release in ("", "None") else release})
     if record["spec_decoding"] != "none":
         return "speculative decoding, or not known whether"
@@ -186,7 +187,10 @@ def _deployment(record: dict[str, Any], known: Model) -> tuple[Deployment, bool]
 
 def _is_block_scaled(record: dict[str, Any]) -> bool:
     """FP8 records of Qwen3-32B by the aiconfigurator team do not name the checkpoint; they meet the block-scaled one that Qwen
-    publishes (2 % at every batch) and not per-tensor scales (13 %, growing with the batch)."""
+    publishes (2 % at every batch) and not per-tensor scales (13 %, growing with the batch). InferenceX serves zai-org/GLM-5-FP8
+    and Qwen/Qwen3.5-397B-A17B-FP8 (its nvidia-master.yaml @1cb92d21), whose weights have scales of 128 x 128 too."""
+    if "InferenceX" in record["source"] and record["weights_dtype"] == "fp8" and record["model"] in BLOCK_SCALED:
+        return True
     return record["model"] == "Qwen/Qwen3-32B" and record["weights_dtype"] == "fp8" and "AIC team" in record["source"]
 
 

@@ -16,8 +16,9 @@ from advisor.estimator.engines import Runtime
 from advisor.estimator.memory import KV_BYTES
 from advisor.types import KvFormat, Model
 
-SPARSE_ROWS = 64
-"""heads that a sparse prefill kernel computes at least: FlashMLA's flash_mla_sparse_fwd takes multiples of 64"""
+SPARSE_ROWS, WIDE_ROWS = 64, 128
+"""heads that a sparse prefill kernel computes at least: FlashMLA's flash_mla_sparse_fwd takes multiples of 64, on Blackwell of
+128 (required_padding in SGLang's nsa_backend.py), where only FP8 caches have other kernels"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def attention(constants: Constants, host: Runtime, model: Model, kv_cache: KvFor
         bytes_token, flops_token = width * KV_BYTES[kv_cache], 2.0 * heads * (width + model.mla.kv_lora_rank)
         pair = 2.0 * heads * query
         if model.indexer_bytes:  # each query has keys of its own: it multiplies in latent space, its heads the rows of a tile
-            pair = 2.0 * max(heads, SPARSE_ROWS) * (width + model.mla.kv_lora_rank)
+            wide = kv == "bf16" and (constants.peaks.get("fp4") or 0.0) > 0
+            pair = 2.0 * max(heads, WIDE_ROWS if wide else SPARSE_ROWS) * (width + model.mla.kv_lora_rank)
         stored = 2.0 * heads * (query + model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim + model.mla.v_head_dim)
         smin = 64.0
     else:

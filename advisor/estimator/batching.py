@@ -51,11 +51,13 @@ class Flow(NamedTuple):
     """steps that one prompt takes"""
 
 
-def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: float, alone: Pace | None = None) -> Flow:
+def in_flight(
+    step: Steps, sequences: float, isl: float, osl: float, budget: float, alone: Pace | None = None, together: float = 1.0
+) -> Flow:
     """Steady state with `sequences` always in flight, prompts mixed into the steps, at most `budget` tokens a step.
 
     Each sequence leaves after osl steps and the next one's prompt comes in, so a step carries sequences * isl / osl prompt
-    tokens on average: whole prompts in some of the steps, or a part in each. With pipeline stages each of as many
+    tokens on average: `together` whole prompts in some of the steps, or a part in each. With pipeline stages each of as many
     micro-batches has a budget of its own. alone: of such a prompt with nothing beside it, where that is known already.
     """
     steps, stages = osl if osl > 1.0 else 1.0, step.stages
@@ -65,7 +67,8 @@ def in_flight(step: Steps, sequences: float, isl: float, osl: float, budget: flo
     if flow + decoding > budget * stages:  # the token budget, not the slots, limits: some slots wait for their prompt
         decoding = budget * stages / (1 + isl / steps)
         flow = decoding * isl / steps
-    part = isl if isl < budget else budget  # engines without chunked prefill are given a budget that takes a whole prompt
+    part = isl * together
+    part = part if part < budget else budget  # engines without chunked prefill are given a budget that takes a whole prompt
     chunk = part * stages
     plain = step.pace(decoding, context)
     seconds = plain.seconds

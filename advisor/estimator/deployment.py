@@ -12,7 +12,7 @@ from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
 from advisor.estimator.drafting import Speculating, draft_weight_bytes, with_draft
 from advisor.estimator.engines import Runtime, runtime_of
-from advisor.estimator.first_token import TURNS, FirstToken, Prompts, closed_loop, drained, open_loop
+from advisor.estimator.first_token import TURNS, FirstToken, Prompts, closed_loop, drained, gathered, open_loop
 from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
 from advisor.estimator.step_time import StepTime, step_time
@@ -206,11 +206,12 @@ def _flow(
         return _at_rate(step, load, replicas, limit, isl, osl, tokens, request, notes)
     if load.concurrency is not None:
         wanted = load.concurrency / replicas
-        flow = batching.in_flight(step, max(1.0, min(float(limit), wanted)), isl, osl, tokens)
         turns = load.requests / load.concurrency if load.requests else TURNS
         abreast = max(1.0, tokens // isl) if deployment.max_num_tokens is not None else 1.0
         wait = 0 if deployment.attention_dp else deployment.batch_wait_steps
         prompts = Prompts(isl, osl, tokens, abreast, wait, deployment.batch_wait_fill, deployment.poll_steps)
+        sequences = max(1.0, min(float(limit), wanted))
+        flow = batching.in_flight(step, sequences, isl, osl, tokens, together=gathered(prompts, sequences / osl)[1])
         first = closed_loop(step, flow, flow.sequences, prompts, request, turns)
         if wanted > limit:
             slot = (wanted - limit) * osl / flow.tokens_per_s * drained(limit / wanted, turns)

@@ -151,6 +151,8 @@ class Speculating(NamedTuple):
 
     def whole(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds of one step: drafts, verification, and `prefill` prompt tokens beside it."""
+        if self.plain.apart and prefill > 0.0:
+            return self.whole(decode, context) + self.plain.step(0.0, 1.0, prefill, length)
         stages = self.stages
         part = self.parts(decode / stages, context, prefill / stages, length)
         return self._with_drafts(part, prefill > 0.0, decode, context)

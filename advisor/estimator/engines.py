@@ -39,6 +39,8 @@ class Runtime(NamedTuple):
     """gaps between the kernels of a layer and its element-wise kernels, with CUDA graphs"""
     moe_layer_us: float
     """the same of a layer's router, permutation and finalisation, which the kernel tables of experts leave out"""
+    scan_layer_us: float
+    """the same of a recurrent layer's gates and norms; 0 where nothing published determines it"""
     passes: float
     """times that element-wise kernels read or write a token's residual stream, per layer"""
     overlap: float
@@ -56,6 +58,9 @@ class Runtime(NamedTuple):
     """default tokens per step"""
     batch: int
     """default sequences per step"""
+    prompts_apart: bool
+    """whether prompts run in steps of their own while the running sequences wait: SGLang takes a batch of prompts first where
+    there is one (python/sglang/srt/managers/scheduler.py, get_next_batch_to_run) unless --enable-mixed-chunk is given"""
     built: bool
     """whether offline runs use engines that trtllm-bench built for their lengths"""
     eager_layer_us: float

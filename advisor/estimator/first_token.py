@@ -62,16 +62,13 @@ def closed_loop(step: Steps, flow: Flow, clients: float, prompts: Prompts, reque
     """`clients` clients that each send `turns` requests in turn, all at once at the start; at most as many as fit."""
     isl, budget = prompts.isl, prompts.budget
     opening = 1.0 / max(turns, 1.0)
-    held, together = gathered(prompts, flow.sequences / prompts.osl)
+    held, _ = gathered(prompts, flow.sequences / prompts.osl)
     steady = _waiting(flow) + (step.balance + held) * flow.seconds_per_token
-    prefill = flow.first_token
-    if together > 1.0:
-        prefill = max(prefill, step.step(flow.sequences, isl + prompts.osl / 2, min(together * isl, budget), isl))
     each_rank = max(1.0, clients / step.width)
     abreast = min(prompts.abreast, each_rank)
     each = max(flow.alone.seconds, flow.chunks * step.step(clients / 2, isl, abreast * min(isl, budget) * step.width, isl))
     burst = (each_rank / abreast + 1) / 2 * each
-    return FirstToken(request, (1 - opening) * prefill, (1 - opening) * steady, opening * burst, 0.0)
+    return FirstToken(request, (1 - opening) * flow.first_token, (1 - opening) * steady, opening * burst, 0.0)
 
 
 def gathered(prompts: Prompts, rate: float) -> tuple[float, float]:

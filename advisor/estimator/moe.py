@@ -6,7 +6,7 @@
     rows = M min(k / ep^(1-be), local): the choices that land on the busiest of ep ranks
 
 Shapes (hidden, width, experts) that the tables hold have two factors of their own: on t0 and B, measured at few tokens, and on
-C and the last term, measured at many.
+C and the last term, measured at many. Vectors named for an engine are those of the kernels that it runs.
 
 Constants per GPU and format in profiles/constants.
 """
@@ -70,7 +70,9 @@ def experts(
     if unit == "bf16" and op == "mxfp4" and (constants.peaks.get("fp4") or 0) > 0 and "mxfp4_fp8" in constants.ops["moe"]:
         op, unit = "mxfp4_fp8", "fp8"
     table = constants.ops["moe"]
-    if op in host.gen_moe and ep * tp > 1 and f"{op}_gen" in table:
+    if f"{host.name}_{op}" in table:
+        op = f"{host.name}_{op}"
+    elif op in host.gen_moe and ep * tp > 1 and f"{op}_gen" in table:
         op = f"{op}_gen"
     if op not in table or not constants.peaks.get(unit):
         op, unit = "bf16", "bf16"

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from advisor.estimator.remembering import by_identity
-from advisor.types import Model, WeightFormat
+from advisor.types import Model, Recurrent, WeightFormat
 
 Group = Literal["attention", "mlp", "shared", "experts", "router", "recurrent", "embedding", "lm_head", "other"]
 Split = Literal["out", "in", "none"]
@@ -24,6 +24,8 @@ QUANTIZED_GROUPS: dict[str, frozenset[Group]] = {
     # gpt-oss ships only its experts in MXFP4 (model card of openai/gpt-oss-120b)
     "mxfp4": frozenset({"experts"}),
 }
+CONVOLVED = 3
+"""tokens that a recurrent layer's convolution remembers (kernel 4 in Mamba-2 and in gated delta nets)"""
 EVERY_LINEAR: frozenset[Group] = frozenset({"attention", "mlp", "shared", "experts", "recurrent"})
 
 
@@ -49,7 +51,7 @@ def matrices(model: Model) -> tuple[Matrix, ...]:
     """Every matrix of the model; what Model.params counts beyond them is one "other" entry (vision towers, norms, biases)."""
     found = [*_attention(model), *_mlp(model)]
     if model.recurrent is not None:
-        found.append(_recurrent(model))
+        found += _recurrent(model, model.recurrent)
     found += _beyond(model, found)
     found.append(Matrix("model.embed_tokens", "embedding", model.vocab, model.hidden, 1, "in"))
     if not model.tied_embeddings:
@@ -129,10 +131,18 @@ def _pair(model: Model, prefix: str, group: Group, width: int, layers: int, expe
     ]
 
 
-def _recurrent(model: Model) -> Matrix:
-    assert model.recurrent is not None
-    width = max(1, model.recurrent.params_per_layer // model.hidden)
-    return Matrix("model.layers.*.mixer", "recurrent", model.hidden, width, model.recurrent.layers, "out")
+def _recurrent(model: Model, recurrent: Recurrent) -> list[Matrix]:
+    """The projection into a recurrent layer and the one out of it.
+
+    The first makes what the convolution takes, gates as wide as the second's input, and little else: with a convolution over
+    CONVOLVED tokens before the newest, all outputs and inputs together are conv_elements / CONVOLVED + 2 widths.
+    """
+    both, prefix = max(2, recurrent.params_per_layer // model.hidden), "model.layers.*.mixer"
+    width = min(both - 1, max(1, (both - recurrent.conv_elements // CONVOLVED) // 2))
+    return [
+        Matrix(f"{prefix}.in_proj", "recurrent", model.hidden, both - width, recurrent.layers, "out"),
+        Matrix(f"{prefix}.out_proj", "recurrent", width, model.hidden, recurrent.layers, "in"),
+    ]
 
 
 def is_quantized(matrix: Matrix, model: Model, weights: WeightFormat, keep: tuple[str, ...] = ()) -> bool:

@@ -97,6 +97,8 @@ class StepTime:
     balance: float
     """steps that a prompt waits for the other attention-DP ranks'"""
     stages: int
+    apart: bool
+    """whether prompts run in steps of their own"""
 
     def parts(self, decode: float, context: float, prefill: float, length: float) -> StepParts:
         """One step of one micro-batch through one pipeline stage.
@@ -113,7 +115,7 @@ class StepTime:
         if self.indexer is not None:
             attend += self.indexed_layers * self.indexer.seconds(running, context, mine, length)
         if self.scan is not None:
-            attend += self.scan_layers * self.scan.seconds(running, mine)
+            attend += self.scan_layers * self.scan.seconds(running, mine, length)
         if self.moe is not None:
             routed = self.moe_layers * self.moe.seconds(tokens)
         for sent in self.wires:
@@ -126,9 +128,12 @@ class StepTime:
         """Seconds until every one of `decode` running sequences has one more token, with `prefill` prompt tokens beside.
 
         With pipeline stages the sequences are divided into as many micro-batches, and a token takes all stages in turn;
-        each stage pays the host's time for its micro-batch, and a part of it for all the others.
+        each stage pays the host's time for its micro-batch, and a part of it for all the others. Where prompts run in steps
+        of their own, it is the time of both.
         """
         stages = self.stages
+        if self.apart and prefill > 0.0 and decode > 0.0:
+            return self.step(decode, context) + self.step(0.0, 1.0, prefill, length)
         part = self.parts(decode / stages, context, prefill / stages, length)
         return self.total(part, prefill > 0.0)
 
@@ -170,6 +175,7 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         if matrix.group in ("attention", "mlp", "shared", "router", "recurrent")
     )
     moe_layers = model.moe.layers if model.moe else 0
+    recurrent = model.recurrent.layers if model.recurrent else 0
     routed = _experts(constants, host, model, deployment)
     beside = moe_layers * host.eager_moe_us + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
     return StepTime(
@@ -177,15 +183,15 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         first=dense[0],
         head=in_runs((_head(constants, host, model, deployment),)),
         groups=_attention(constants, host, model, deployment, tp // width),
-        indexer=indexer(constants, model),
+        indexer=indexer(constants, host, model),
         indexed_layers=model.attention_layers / pp,
-        scan=scan(constants, model, tp // width),
-        scan_layers=model.recurrent.layers / pp if model.recurrent else 0.0,
+        scan=scan(constants, host, model, tp // width),
+        scan_layers=recurrent / pp,
         moe=routed,
         moe_layers=moe_layers / pp,
         wires=_wires(constants, host, model, deployment, routed),
         hidden_bytes=2.0 * model.hidden,
-        gaps=1e-6 / pp * (model.layers * host.layer_us + moe_layers * host.moe_layer_us),
+        gaps=1e-6 / pp * (model.layers * host.layer_us + moe_layers * host.moe_layer_us + recurrent * host.scan_layer_us),
         launches=1e-6 / pp * (model.layers * host.eager_layer_us + beside),
         uncompiled=1e-6 / pp * (model.layers * host.uncompiled_layer_us + beside),
         cold=host.cold_launches,
@@ -200,6 +206,7 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         width=width,
         balance=host.balance_steps if width > 1 else 0.0,
         stages=pp,
+        apart=host.prompts_apart,
     )
 
 
@@ -218,7 +225,8 @@ def _wires(
     tp, pp = deployment.tensor_parallel, deployment.pipeline_parallel
     found = []
     if tp > 1 and not deployment.attention_dp:
-        found.append(all_reduce(constants, tp, host).repeated((model.attention_layers + model.mlp_layers) / pp))
+        summed = model.attention_layers + model.mlp_layers + (model.recurrent.layers if model.recurrent else 0)
+        found.append(all_reduce(constants, tp, host).repeated(summed / pp))
     elif tp > 1 and model.moe is not None and routed is not None:
         gather = all_gather(constants, tp, host).repeated(model.moe.layers / pp)
         sent = SENT.get(routed.form, 1.0) if host.quantized_gather else 1.0
