@@ -171,7 +171,9 @@ def test_prompts_that_are_held_back_wait_for_the_first_of_them_or_a_filled_step(
     flow = in_flight(STEP, 100, 1000, 1000, 8000)
     waits = [closed_loop(STEP, flow, 100, prompts, 0.0) for prompts in (held._replace(wait_steps=0), held)]
     assert waits[1].waiting - waits[0].waiting == pytest.approx(0.9 * gathered(held, 0.1)[0] * flow.seconds_per_token)
-    assert waits[1].prefill == pytest.approx(0.9 * STEP.step(100, 1500, 3000))
+    together = in_flight(STEP, 100, 1000, 1000, 8000, together=gathered(held, 0.1)[1])
+    assert closed_loop(STEP, together, 100, held, 0.0).prefill == pytest.approx(0.9 * STEP.step(100, 1500, 3000))
+    assert together.prompt_share == pytest.approx(flow.prompt_share / 3)
 
 
 def test_open_arrivals_wait_longer_the_busier_the_engine() -> None:

@@ -13,6 +13,7 @@ from advisor.estimator.engines import runtime, runtime_of
 from advisor.estimator.gemm import gemm
 from advisor.estimator.moe import experts
 from advisor.estimator.network import all_gather, all_reduce
+from advisor.estimator.shapes import matrices
 from advisor.estimator.step_time import StepTime, step_time
 from advisor.library import profile_names
 from advisor.profiler.gpu import find_gpu, gpu_names
@@ -209,3 +210,49 @@ def test_shapes_of_the_tables_have_factors_of_their_own() -> None:
     few, many = constants("b200").ops["moe"]["nvfp4"]["shapes"]["5120x8192x16"]
     assert known.row_time == pytest.approx(many * unknown.row_time)
     assert known.expert_time == pytest.approx(few * unknown.expert_time)
+
+
+def on_b200(model: str, version: str = "0.5.10", **fields: object) -> StepTime:
+    deployment = Deployment.model_validate({"tensor_parallel": 8, "kv_cache": "fp8", **fields})
+    return step_time(constants("b200"), read_model(model)[0], deployment, Engine(name="sglang", version=version))
+
+
+def test_sglang_runs_prompts_in_steps_of_their_own() -> None:
+    apart, mixed = on_b200("deepseek-ai/DeepSeek-R1", weights="nvfp4"), steps(tensor_parallel=8, gpu="b200")
+    assert apart.step(64, 2000, 1024, 1024) == apart.step(64, 2000) + apart.step(0, 1, 1024, 1024)
+    assert mixed.step(64, 2000, 1024, 1024) < mixed.step(64, 2000) + mixed.step(0, 1, 1024, 1024)
+
+
+def test_a_recurrent_layer_has_two_projections_and_an_all_reduce() -> None:
+    model = read_model("Qwen/Qwen3.5-397B-A17B")[0]
+    first, second = (matrix for matrix in matrices(model) if matrix.group == "recurrent")
+    # gated delta net: queries, keys, values, their gates in; 64 heads of 128 values out
+    assert (second.inputs, second.outputs, second.split) == (pytest.approx(64 * 128, rel=0.01), 4096, "in")
+    assert first.elements + second.elements == pytest.approx(45 * 118014208, rel=1e-3)
+    assert on_b200("Qwen/Qwen3.5-397B-A17B").collectives == 15 + 45 + 60
+
+
+def test_a_scan_takes_a_prompts_chunks_one_after_the_other() -> None:
+    # of sglang/0.5.14/gdn_perf.parquet on B200: 8 of 64 heads, one prompt; 64 heads, one prompt
+    for parts, tokens, table in ((8, 1024, 74.5e-6), (8, 8192, 343e-6), (1, 8192, 1066e-6)):
+        scan = on_b200("Qwen/Qwen3.5-397B-A17B", tensor_parallel=parts).scan
+        assert scan is not None
+        assert scan.seconds(0, tokens, tokens) == pytest.approx(table, rel=0.2)
+        assert scan.seconds(0, 8 * tokens, tokens) < 8 * scan.seconds(0, tokens, tokens)
+
+
+def test_sparse_prefill_over_16_bits_multiplies_twice_the_heads_on_blackwell() -> None:
+    wide, narrow = (on_b200("zai-org/GLM-5", kv_cache=kv).groups[0][0].prefill(8192, 8192) for kv in ("bf16", "fp8"))
+    assert wide > 2 * narrow
+    # GLM-5.2's layers without an indexer, on 8 of 64 heads: 3.8 and 1.5 ms with projections of about 0.5
+    assert (wide, narrow) == (pytest.approx(3.3e-3, rel=0.2), pytest.approx(1.0e-3, rel=0.4))
+
+
+def test_sglangs_experts_on_hopper_are_its_own_kernels() -> None:
+    deployment = Deployment(weights="fp8_block", tensor_parallel=8)
+    own, other = (
+        step_time(constants("h200-sxm-141gb"), read_model("zai-org/GLM-5")[0], deployment, Engine(name=name)).moe
+        for name in ("sglang", "tensorrt-llm")
+    )
+    assert own is not None and other is not None
+    assert own.seconds(4) == pytest.approx(71e-6, rel=0.2) and own.seconds(8192) < 0.6 * other.seconds(8192)
