@@ -155,11 +155,12 @@ class Speculating(NamedTuple):
             return self.whole(decode, context) + self.plain.step(0.0, 1.0, prefill, length)
         stages = self.stages
         part = self.parts(decode / stages, context, prefill / stages, length)
-        return self._with_drafts(part, prefill > 0.0, decode, context)
+        return self._total(part, prefill > 0.0, decode, self.plain.step(decode, context) if self.draft else 0.0)
 
-    def _with_drafts(self, part: StepParts, prompts: bool, decode: float, context: float) -> float:
-        drafting = self.draft_len * self.draft * self.plain.step(decode, context) if self.draft else 0.0
-        return self.verify.total(part, prompts) + drafting + self.host_step + self.host_sequence * decode
+    def _total(self, part: StepParts, prompts: bool, decode: float, plain: float) -> float:
+        """As StepTime.total, with the drafts; plain: seconds of a plain decode step."""
+        drafting = self.draft_len * self.draft * plain + self.host_step + self.host_sequence * decode
+        return self.verify.total(part, prompts) + drafting
 
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds per token: a step that carries `tokens` times the prompt tokens, divided by its tokens per sequence."""
@@ -170,15 +171,17 @@ class Speculating(NamedTuple):
     def pace(self, decode: float, context: float) -> Pace:
         """A step without prompts, as `step`."""
         part = self.parts(decode / self.stages, context, 0.0, 1.0)
-        return Pace(self._with_drafts(part, False, decode, context) / self.tokens, part)
+        plain = self.plain.step(decode, context) if self.draft else 0.0
+        return Pace(self._total(part, False, decode, plain) / self.tokens, part)
 
     def prompt(self, tokens: float) -> Pace:
         """One prompt's prefill; no drafts before the first token."""
         return self.plain.prompt(tokens)
 
     def gain(self, decode: float, context: float) -> float:
-        """Speed-up of the decode at this batch and mean context."""
-        return self.plain.step(decode, context) / self.step(decode, context)
+        """Speed-up of the decode at this batch and mean context; as many times larger as more tokens are accepted."""
+        plain, part = _without_and_with(self.plain, self.draft_len, decode, context)
+        return plain * self.tokens / self._total(part, False, decode, plain)
 
 
 def speculating(step: StepTime, model: Model, deployment: Deployment) -> Speculating | StepTime:
@@ -216,6 +219,13 @@ def with_draft(step: StepTime, model: Model, weights: WeightFormat, speculation:
         per_step = step.host_draft * speculation.draft_len
     verify = _verifying(step, speculation.draft_len + 1)
     return Speculating(step, verify, speculation.draft_len, tokens, cost, per_step, per_sequence)
+
+
+@by_identity(1024, values=3)
+def _without_and_with(plain: StepTime, draft_len: int, decode: float, context: float) -> tuple[float, StepParts]:
+    """Seconds of a plain decode step, and what one takes that verifies drafts: the same for all drafts of this length."""
+    each = decode / plain.stages
+    return plain.step(decode, context), _verifying(plain, draft_len + 1).parts(each, context, each * draft_len, 1.0)
 
 
 @by_identity(512, values=1)

@@ -89,7 +89,7 @@ def best(
         return None
     gain, found = max((_best_offer(setting, model, method) for method in offered), key=lambda each: each[0])
     low, high = (
-        _drafted(setting, model, found.speculation.model_copy(update={"acceptance": rate})).gain(setting.batch, setting.context)
+        gain * expected_tokens(rate, found.speculation.draft_len) / found.step.tokens
         for rate in (found.acceptance.low, found.acceptance.high)
     )
     turn = break_even(found.step, setting.context, setting.most) * setting.deployment.replicas
