@@ -50,13 +50,8 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     Raises NotPossible where no engine could do it; a deployment that does not fit is an Estimate with fits=False.
     """
     engine = engine or Engine()
-    ready = _prepare(model, gpu, deployment, engine)
+    ready, deployment, slots = _placed(model, gpu, deployment, load, engine)
     notes: list[str] = []
-    built = builds(ready.host, deployment, load)
-    if built:
-        deployment = as_built(model, gpu, deployment, load)
-        ready = _prepare(model, gpu, deployment, engine)
-    slots = most_sequences(ready.memory, load, deployment)
     memory, step = ready.memory, ready.step
     if slots is None:
         notes.append("the memory of this GPU is not known: whether the deployment fits cannot be said")
@@ -67,7 +62,7 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     limit = ready.batch * width
     if slots is not None and slots < limit:
         limit = slots
-    if built and slots is not None:
+    if slots is not None and builds(ready.host, deployment, load):
         limit = min(limit, running(slots))
     if step is None:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
@@ -78,11 +73,28 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     return answer(case, flow, first, most, busy_replicas(deployment, load), notes)
 
 
+def fits(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine) -> bool:
+    """What `estimate` says of it: weights and one request are known to fit. Raises NotPossible as `estimate`."""
+    slots = _placed(model, gpu, deployment, load, engine)[2]
+    return slots is not None and slots >= 1
+
+
 def plain_step(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> StepTime | None:
     """The step times of a deployment without speculation; None when the GPU's speed is not known. Raises NotPossible."""
     step = _prepare(model, gpu, deployment, engine).step
     assert not isinstance(step, Speculating)
     return step
+
+
+def _placed(
+    model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine
+) -> tuple[Prepared, Deployment, int | None]:
+    """What is known before the load, the deployment as it runs, and how many of the load's sequences one replica holds."""
+    ready = _prepare(model, gpu, deployment, engine)
+    if builds(ready.host, deployment, load):
+        deployment = as_built(model, gpu, deployment, load)
+        ready = _prepare(model, gpu, deployment, engine)
+    return ready, deployment, most_sequences(ready.memory, load, deployment)
 
 
 def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from advisor.errors import NotPossible
-from advisor.estimator.deployment import estimate
+from advisor.estimator.deployment import fits
 from advisor.estimator.remembering import by_identity
 from advisor.types import Deployment, Load, Model, Profile, Traffic, WeightFormat
 
@@ -30,7 +30,7 @@ def baseline_deployment(profile: Profile) -> Deployment:
             replicas=gpu.count // (tensor * pipeline),
         )
         try:
-            if estimate(model, gpu, largest, load_of(profile.traffic), profile.engine).fits:
+            if fits(model, gpu, largest, load_of(profile.traffic), profile.engine):
                 return largest
         except NotPossible:
             continue

@@ -7,12 +7,11 @@ from functools import cached_property
 
 from advisor.errors import NotPossible
 from advisor.estimator.accuracy import expected_loss
-from advisor.estimator.correction import corrected
-from advisor.estimator.deployment import estimate
 from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
 from advisor.reasoner.choice import Tried, aim, choose, violations, worth
 from advisor.reasoner.drafts import called_for, fill_speculation
+from advisor.reasoner.estimated import estimates_of
 from advisor.reasoner.policing import broken_fields, nothing_allowed, option_ban
 from advisor.reasoner.rulebook import Rulebook
 from advisor.types import Deployment, Estimate, Finding, Load, Loss, Policy, Profile
@@ -34,13 +33,10 @@ class Search:
         """The estimate, or None where the engine or the model does not allow the deployment."""
         found = self.estimates.get(deployment)
         if found is None:
-            profile = self.profile
-            try:
-                made = estimate(profile.model, profile.gpu, deployment, self.load, profile.engine)
-            except NotPossible:
+            made = estimates_of(self.profile).estimate(deployment, self.load)
+            if made is None:
                 return None
-            made = corrected(made, profile.corrections)
-            found = self.estimates[deployment] = made.model_copy(update={"loss": _loss(profile, deployment)})
+            found = self.estimates[deployment] = made.model_copy(update={"loss": _loss(self.profile, deployment)})
         return found
 
     def try_all(self, baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> list[Tried]:

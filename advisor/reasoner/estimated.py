@@ -13,6 +13,7 @@ from advisor.estimator.correction import corrected
 from advisor.estimator.deployment import estimate
 from advisor.estimator.drafting import LONGEST_DRAFT
 from advisor.estimator.memory import kv_bytes, parts, sequence_bytes, weight_bytes
+from advisor.estimator.remembering import by_identity
 from advisor.estimator.speculation import METHODS, Outlook, best
 from advisor.reasoner.baseline import baseline_deployment, checkpoint_format, load_of
 from advisor.reasoner.support import lookup
@@ -48,7 +49,7 @@ class Estimates:
         first = self.baseline.weights if self._knows_checkpoint else None
         others = (_narrowest(self.profile), "int4_awq") if traffic.rate is not None else ()
         for weights in (first, *others):
-            made = self._estimate(self.baseline.model_copy(update={"weights": weights}), load) if weights is not None else None
+            made = self.estimate(self.baseline.model_copy(update={"weights": weights}), load) if weights is not None else None
             if made is not None and made.fits:
                 return made.concurrency if traffic.rate is not None else made.max_concurrency
         return None
@@ -80,9 +81,10 @@ class Estimates:
         """The baseline with these fields changed; None: not possible, or the checkpoint's own format is not known."""
         if not self._knows_checkpoint and "weights" not in changes:
             return None
-        return self._estimate(self.baseline.model_copy(update=changes), self.load)
+        return self.estimate(self.baseline.model_copy(update=changes), self.load)
 
-    def _estimate(self, deployment: Deployment, load: Load) -> Estimate | None:
+    def estimate(self, deployment: Deployment, load: Load) -> Estimate | None:
+        """Corrected by what was measured; None where the engine or the model does not allow the deployment."""
         key = deployment, load.concurrency, load.rate
         if key not in self._made:
             profile = self.profile
@@ -108,7 +110,7 @@ class Estimates:
         first = self.baseline.weights if self._knows_checkpoint else None
         for weights in (first, self.narrowest[0], "int4_awq"):
             deployment = self.baseline.model_copy(update={"weights": weights})
-            made = self._estimate(deployment, self.load) if weights is not None else None
+            made = self.estimate(deployment, self.load) if weights is not None else None
             if made is not None and made.fits and made.concurrency is not None:
                 return deployment, made.concurrency / deployment.replicas
         return None
@@ -143,6 +145,12 @@ class Estimates:
             tensor, stages = tensor * 2, stages // 2
         spread = {"tensor_parallel": tensor, "pipeline_parallel": stages, "replicas": 1}
         return found, self.of(weights=found, kv_cache="bf16", **spread)
+
+
+@by_identity(64)
+def estimates_of(profile: Profile) -> Estimates:
+    """The same for the facts and for the search, which both ask for the baseline and its neighbours."""
+    return Estimates(profile)
 
 
 def ridge_flops_per_byte(gpu: Gpu) -> float | None:

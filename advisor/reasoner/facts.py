@@ -12,7 +12,7 @@ from functools import cached_property
 from advisor.errors import InputError, UnknownName
 from advisor.estimator.memory import kv_bytes_per_token, parameter_count
 from advisor.estimator.shapes import WEIGHT_BITS, is_quantized, matrices
-from advisor.reasoner.estimated import ESTIMATED, Estimates, ridge_flops_per_byte, supported
+from advisor.reasoner.estimated import ESTIMATED, Estimates, estimates_of, ridge_flops_per_byte, supported
 from advisor.reasoner.support import FORMATS, lookup
 from advisor.reasoner.vocabulary import FACTS, misfit
 from advisor.types import Model, Profile, Scalar, Traffic
@@ -55,7 +55,7 @@ class Facts(Mapping[str, Scalar]):
     @cached_property
     def estimates(self) -> Estimates:
         """What the estimator says, for whoever needs more than the facts."""
-        return Estimates(self.profile)
+        return estimates_of(self.profile)
 
     def __getitem__(self, name: str) -> Scalar:
         if name not in self._values:
