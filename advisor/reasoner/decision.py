@@ -7,6 +7,7 @@ from functools import cached_property
 
 from advisor.errors import NotPossible
 from advisor.estimator.accuracy import expected_loss
+from advisor.estimator.deployment import fits
 from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
 from advisor.reasoner.choice import Tried, aim, choose, violations, worth
@@ -22,6 +23,8 @@ class Search:
     """The estimates of one profile, each made once."""
 
     profile: Profile
+    fitting: bool = False
+    """only deployments that fit are estimated: whether a plan keeps every limit, and which, does not depend on the others"""
     estimates: dict[Deployment, Estimate] = field(default_factory=dict)
 
     @cached_property
@@ -39,10 +42,19 @@ class Search:
             found = self.estimates[deployment] = made.model_copy(update={"loss": _loss(self.profile, deployment)})
         return found
 
+    def fits(self, deployment: Deployment) -> bool:
+        """Whether it is possible, and weights and one request fit."""
+        try:
+            return fits(self.profile.model, self.profile.gpu, deployment, self.load, self.profile.engine)
+        except NotPossible:
+            return False
+
     def try_all(self, baseline: Deployment, options: tuple[Option, ...], spread: tuple[Layout, ...]) -> list[Tried]:
         """Every possible candidate with its estimate."""
         found = []
         for candidate in combine(baseline, options, spread):
+            if self.fitting and not self.fits(candidate.deployment):
+                continue
             made = self.estimate(candidate.deployment)
             if made is not None:
                 found.append(Tried(candidate, made))

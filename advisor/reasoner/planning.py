@@ -66,8 +66,9 @@ def plan(profile: Profile, rulebook: Rulebook, findings: tuple[Finding, ...], po
 
 
 def _decided(profile: Profile, rulebook: Rulebook, policy: Policy | None) -> Decision | None:
+    search = Search(profile, fitting=policy is None)  # a policy may leave only what does not fit, or nothing: not the same
     try:
-        return decide(profile, rulebook, find_firing(profile, rulebook), policy=policy)
+        return decide(profile, rulebook, find_firing(profile, rulebook), search, policy)
     except (NotPossible, NoPlanFits):
         return None
 
