@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 from advisor.errors import NotPossible
 from advisor.estimator import batching
@@ -35,7 +37,8 @@ class Prepared:
     gpu: Gpu
     memory: Parts
     constants: Constants | None
-    step: Steps | None
+    step: Callable[[], Steps | None]
+    """None: the GPU's speed is not known; made when it is asked first, which for a deployment that does not fit it never is"""
     spread: Spread | None
     host: Runtime
     tokens: int
@@ -52,7 +55,7 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     engine = engine or Engine()
     ready, deployment, slots = _placed(model, gpu, deployment, load, engine)
     notes: list[str] = []
-    memory, step = ready.memory, ready.step
+    memory = ready.memory
     if slots is None:
         notes.append("the memory of this GPU is not known: whether the deployment fits cannot be said")
     elif slots < 1:
@@ -64,6 +67,7 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
         limit = slots
     if slots is not None and builds(ready.host, deployment, load):
         limit = min(limit, running(slots))
+    step = ready.step()
     if step is None:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
         return only_memory(memory, load, most, limit, notes)
@@ -81,7 +85,7 @@ def fits(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Eng
 
 def plain_step(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> StepTime | None:
     """The step times of a deployment without speculation; None when the GPU's speed is not known. Raises NotPossible."""
-    step = _prepare(model, gpu, deployment, engine).step
+    step = _prepare(model, gpu, deployment, engine).step()
     assert not isinstance(step, Speculating)
     return step
 
@@ -128,22 +132,20 @@ def _plain(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Pr
     tokens = deployment.max_num_tokens or host.tokens
     batch = deployment.max_batch_size or host.batch
     constants = constants_of(gpu)
-    step: StepTime | None = None
-    spread: Spread | None = None
-    if constants is not None:
-        spread = spread_of(model, constants, deployment.weights, engine)
-        step = step_time(constants, model, deployment, engine)
+    spread = None if constants is None else spread_of(model, constants, deployment.weights, engine)
+    step = cache(lambda: None if constants is None else step_time(constants, model, deployment, engine))
     memory = parts(model, gpu, deployment, engine, tokens, batch)
     return Prepared(model, gpu, memory, constants, step, spread, host, tokens, batch)
 
 
 def _drafting(plain: Prepared, model: Model, deployment: Deployment, speculation: Speculation) -> Prepared:
     """With the draft's weights, cut as the model's are; its cache is small and not counted."""
-    assert not isinstance(plain.step, Speculating)
-    step = None if plain.step is None else with_draft(plain.step, model, deployment.weights, speculation)
+    undrafted = plain.step()
+    assert not isinstance(undrafted, Speculating)
+    step = None if undrafted is None else with_draft(undrafted, model, deployment.weights, speculation)
     draft, memory = draft_weight_bytes(model, speculation) / ranks(deployment), plain.memory
     cache = None if memory.cache is None else memory.cache - draft
-    return replace(plain, step=step, memory=replace(memory, weights=memory.weights + draft, cache=cache))
+    return replace(plain, step=lambda: step, memory=replace(memory, weights=memory.weights + draft, cache=cache))
 
 
 def busy_replicas(deployment: Deployment, load: Load) -> int:

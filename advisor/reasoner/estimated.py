@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, cached_property
 from typing import Any
 
@@ -86,14 +87,13 @@ class Estimates:
     def estimate(self, deployment: Deployment, load: Load) -> Estimate | None:
         """Corrected by what was measured; None where the engine or the model does not allow the deployment."""
         key = deployment, load.concurrency, load.rate
-        if key not in self._made:
-            profile = self.profile
-            try:
-                made = estimate(profile.model, profile.gpu, deployment, load, profile.engine)
-                self._made[key] = corrected(made, profile.corrections)
-            except NotPossible:
-                self._made[key] = None
-        return self._made[key]
+        if key in self._made:
+            return self._made[key]
+        made, profile = None, self.profile
+        with suppress(NotPossible):
+            made = corrected(estimate(profile.model, profile.gpu, deployment, load, profile.engine), profile.corrections)
+        self._made[key] = made
+        return made
 
     def sequence_share(self, **changes: Any) -> float | None:
         """Cache of one request of the mean length over the memory's capacity, per GPU."""
