@@ -37,7 +37,7 @@ def advise(
     page's sliders. second_opinion: ask measured per-operation data too, of the baseline and the plan.
     Raises RuleProblem, PolicyProblem, NotPossible, NoPlanFits (the policy leaves no way to serve), MissingExtra.
     """
-    from advisor.library import RULES, fingerprint
+    from advisor.library import fingerprint
     from advisor.reasoner.diagnosis import diagnose
     from advisor.reasoner.grid import draw_roofline, lay_out_grid
     from advisor.reasoner.planning import plan
@@ -56,7 +56,7 @@ def advise(
         versions={
             "inference-advisor": __version__,
             profile.engine.name: profile.engine.version,
-            "rules": fingerprint(RULES),
+            "rules": rulebook.fingerprint,
             **({"rules overlay": fingerprint(Path(overlay))} if overlay is not None else {}),
         },
         command=command,
@@ -127,7 +127,7 @@ def govern(
     rulebook = rules(overlay if overlay is not None else allowed.rules)
     kept = tuple(rule for rule in rulebook.rules if rule.applies.deployment or not policing.is_suppressed(rule.id, allowed))
     overrides = rulebook.overrides + policing.overrides_of(allowed)
-    return policing.govern(profile, allowed), Rulebook(kept, overrides), allowed
+    return policing.govern(profile, allowed), Rulebook(kept, overrides, rulebook.fingerprint), allowed
 
 
 def apply(

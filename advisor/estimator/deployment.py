@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 from advisor.errors import NotPossible
 from advisor.estimator import batching
@@ -77,10 +78,20 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     return answer(case, flow, first, most, busy_replicas(deployment, load), notes)
 
 
-def fits(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine) -> bool:
-    """What `estimate` says of it: weights and one request are known to fit. Raises NotPossible as `estimate`."""
-    slots = _placed(model, gpu, deployment, load, engine)[2]
-    return slots is not None and slots >= 1
+class Held(NamedTuple):
+    """What memory says of a deployment under a load, without its times; None: the memory of this GPU is not known."""
+
+    most: int | None
+    """requests of this length whose cache fits at once, over all replicas; 0: not even one"""
+    weight_share: float | None
+    """weights of one GPU over its memory"""
+
+
+def held(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine) -> Held:
+    """As `estimate` has it. Raises NotPossible as `estimate`."""
+    ready, deployment, slots = _placed(model, gpu, deployment, load, engine)
+    most, memory = None if slots is None else slots * deployment.replicas, ready.memory
+    return Held(most, memory.weights / memory.capacity if memory.capacity else None)
 
 
 def plain_step(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> StepTime | None:
@@ -106,7 +117,7 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
     key = (
         id(model), id(gpu), deployment.tensor_parallel, deployment.pipeline_parallel, deployment.expert_parallel,
         deployment.attention_dp, deployment.weights, deployment.kv_cache, deployment.max_batch_size,
-        deployment.max_num_tokens, deployment.keep_high_precision, deployment.speculation, engine.name, engine.version,
+        deployment.max_num_tokens, deployment.keep_high_precision, _drafts(deployment.speculation), engine.name, engine.version,
         deployment.cuda_graphs,
     )  # fmt: skip
     found = CACHED.get(key)
@@ -123,6 +134,13 @@ def _prepare(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> 
         CACHED.clear()
     CACHED[key] = made
     return made
+
+
+def _drafts(speculation: Speculation | None) -> tuple[object, ...] | None:
+    """What of a speculation a step depends on: not the concurrency at which it is switched off."""
+    if speculation is None:
+        return None
+    return tuple(getattr(speculation, name) for name in Speculation.model_fields if name != "max_concurrency")
 
 
 def _plain(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Prepared:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from advisor.errors import NotPossible
-from advisor.estimator.deployment import fits
+from advisor.estimator.deployment import held
 from advisor.estimator.remembering import by_identity
 from advisor.types import Deployment, Load, Model, Profile, Traffic, WeightFormat
 
@@ -30,7 +30,7 @@ def baseline_deployment(profile: Profile) -> Deployment:
             replicas=gpu.count // (tensor * pipeline),
         )
         try:
-            if fits(model, gpu, largest, load_of(profile.traffic), profile.engine):
+            if held(model, gpu, largest, load_of(profile.traffic), profile.engine).most:
                 return largest
         except NotPossible:
             continue

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from advisor.errors import NotPossible
 from advisor.estimator.accuracy import expected_loss
-from advisor.estimator.deployment import fits
+from advisor.estimator.deployment import held
 from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
 from advisor.reasoner.choice import Tried, aim, choose, violations, worth
@@ -45,7 +45,7 @@ class Search:
     def fits(self, deployment: Deployment) -> bool:
         """Whether it is possible, and weights and one request fit."""
         try:
-            return fits(self.profile.model, self.profile.gpu, deployment, self.load, self.profile.engine)
+            return bool(held(self.profile.model, self.profile.gpu, deployment, self.load, self.profile.engine).most)
         except NotPossible:
             return False
 

@@ -11,7 +11,7 @@ from typing import Any
 from advisor.errors import NotPossible
 from advisor.estimator.batching import static_idle_share
 from advisor.estimator.correction import corrected
-from advisor.estimator.deployment import estimate
+from advisor.estimator.deployment import Held, estimate, held
 from advisor.estimator.drafting import LONGEST_DRAFT
 from advisor.estimator.memory import kv_bytes, parts, sequence_bytes, weight_bytes
 from advisor.estimator.remembering import by_identity
@@ -84,6 +84,16 @@ class Estimates:
             return None
         return self.estimate(self.baseline.model_copy(update=changes), self.load)
 
+    def held(self, **changes: Any) -> Held | None:
+        """The same of memory alone, which is known sooner."""
+        profile, deployment = self.profile, self.baseline.model_copy(update=changes)
+        if not self._knows_checkpoint and "weights" not in changes:
+            return None
+        try:
+            return held(profile.model, profile.gpu, deployment, self.load, profile.engine)
+        except NotPossible:
+            return None
+
     def estimate(self, deployment: Deployment, load: Load) -> Estimate | None:
         """Corrected by what was measured; None where the engine or the model does not allow the deployment."""
         key = deployment, load.concurrency, load.rate
@@ -134,8 +144,8 @@ class Estimates:
         return best(model, profile.gpu, self.drafted[0], self.load, profile.engine, methods)
 
     @cached_property
-    def narrowest(self) -> tuple[WeightFormat | None, Estimate | None]:
-        """The narrowest weights that compute natively, and the deployment with them over all GPUs."""
+    def narrowest(self) -> tuple[WeightFormat | None, Held | None]:
+        """The narrowest weights that compute natively, and what memory says of them over all GPUs."""
         profile = self.profile
         found = _narrowest(profile)
         if found is None:
@@ -144,7 +154,7 @@ class Estimates:
         while stages % 2 == 0 and tensor * 2 <= profile.gpu.gpus_per_node and profile.model.heads % (tensor * 2) == 0:
             tensor, stages = tensor * 2, stages // 2
         spread = {"tensor_parallel": tensor, "pipeline_parallel": stages, "replicas": 1}
-        return found, self.of(weights=found, kv_cache="bf16", **spread)
+        return found, self.held(weights=found, kv_cache="bf16", **spread)
 
 
 @by_identity(64)
@@ -213,29 +223,21 @@ def _ratio(left: float | None, right: float | None) -> float | None:
     return None if left is None or not right or not math.isfinite(left / right) else left / right
 
 
-def _known(made: Estimate | None) -> Estimate | None:
-    """The estimate, if the memory's capacity is known."""
-    return None if made is None or math.isnan(made.memory_gib.capacity) else made
+def _fits(found: Held | None) -> bool | None:
+    return None if found is None or found.most is None else found.most > 0
 
 
-def _fits(made: Estimate | None) -> bool | None:
-    made = _known(made)
-    return None if made is None else made.fits
+def _weight_share(found: Held | None) -> float | None:
+    return None if found is None else found.weight_share
 
 
-def _weight_share(made: Estimate | None) -> float | None:
-    made = _known(made)
-    return None if made is None else _ratio(made.memory_gib.weights, made.memory_gib.capacity)
+def _room(found: Held | None) -> float | None:
+    return None if found is None else found.most
 
 
-def _room(made: Estimate | None) -> float | None:
-    made = _known(made)
-    return None if made is None else made.max_concurrency
-
-
-def _concurrency_share(every: Estimates, made: Estimate | None) -> float | None:
+def _concurrency_share(every: Estimates, found: Held | None) -> float | None:
     """Above 1 requests wait; where not even one fits it has no value, and `fits` says so."""
-    return _ratio(every.concurrency, _room(made))
+    return _ratio(every.concurrency, _room(found))
 
 
 def _throughput(made: Estimate | None) -> float | None:
@@ -308,24 +310,24 @@ def _break_even(every: Estimates) -> float | None:
 
 def _fit(name: str, **changes: Any) -> dict[str, Getter]:
     return {
-        f"fit.{name}.max_concurrency": lambda every: _room(every.of(**changes)),
-        f"fit.{name}.concurrency_share": lambda every: _concurrency_share(every, every.of(**changes)),
+        f"fit.{name}.max_concurrency": lambda every: _room(every.held(**changes)),
+        f"fit.{name}.concurrency_share": lambda every: _concurrency_share(every, every.held(**changes)),
     }
 
 
 def _fit_weights(name: str) -> dict[str, Getter]:
     changes = {"weights": name, "kv_cache": "bf16"}
-    return {f"fit.{name}.fits": lambda every: _fits(every.of(**changes))} | _fit(name, **changes)
+    return {f"fit.{name}.fits": lambda every: _fits(every.held(**changes))} | _fit(name, **changes)
 
 
 ESTIMATED: dict[str, Getter] = {
     "traffic.concurrency": lambda every: every.concurrency,
     "traffic.static_idle_share": _idle_share,
-    "baseline.fits": lambda every: _fits(every.of()),
-    "baseline.weight_share": lambda every: _weight_share(every.of()),
+    "baseline.fits": lambda every: _fits(every.held()),
+    "baseline.weight_share": lambda every: _weight_share(every.held()),
     "baseline.kv_share": _kv_share,
-    "baseline.max_concurrency": lambda every: _room(every.of()),
-    "baseline.concurrency_share": lambda every: _concurrency_share(every, every.of()),
+    "baseline.max_concurrency": lambda every: _room(every.held()),
+    "baseline.concurrency_share": lambda every: _concurrency_share(every, every.held()),
     "baseline.ttft_ms": _of_baseline("ttft_ms"),
     "baseline.itl_ms": _of_baseline("itl_ms"),
     "baseline.output_tokens_per_s": _of_baseline("output_tokens_per_s"),

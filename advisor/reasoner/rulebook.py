@@ -23,6 +23,8 @@ class Rulebook:
 
     rules: tuple[Rule, ...]
     overrides: tuple[Override, ...] = ()
+    fingerprint: str = ""
+    """of the shipped files"""
 
     def rule(self, rule_id: str) -> Rule:
         """The rule of that id. Raises UnknownName with the nearest ones."""
@@ -38,14 +40,15 @@ def load_rules(overlay: Path | None = None, *, today: date | None = None) -> Rul
     today: the day against which the overlay's expiry dates are held. Raises the first problem: RuleProblem with file, line
     and caret, or FileProblem.
     """
-    rules = _shipped(library.RULES, library.fingerprint(library.RULES)).copy()
+    fingerprint = library.fingerprint(library.RULES)
+    rules = _shipped(library.RULES, fingerprint).copy()
     overrides: tuple[Override, ...] = ()
     if overlay is not None:
         changes = read_overlay(overlay, rules, today or date.today())
         _raise_first(changes.problems)
         _raise_first(_unknown_conflicts(changes.files, set(rules) | {file.id for file in changes.files}))
         rules, overrides = apply_overlay(changes, rules)
-    return Rulebook(tuple(rules[rule_id] for rule_id in sorted(rules)), overrides)
+    return Rulebook(tuple(rules[rule_id] for rule_id in sorted(rules)), overrides, fingerprint)
 
 
 @lru_cache(maxsize=1)
