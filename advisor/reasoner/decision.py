@@ -12,7 +12,7 @@ from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
 from advisor.reasoner.choice import Tried, aim, choose, violations, worth
 from advisor.reasoner.drafts import called_for, fill_speculation
-from advisor.reasoner.estimated import estimates_of
+from advisor.reasoner.estimated import Estimates, estimates_of
 from advisor.reasoner.policing import broken_fields, nothing_allowed, option_ban
 from advisor.reasoner.rulebook import Rulebook
 from advisor.types import Deployment, Estimate, Finding, Load, Loss, Policy, Profile
@@ -32,11 +32,16 @@ class Search:
         """The traffic as the estimator wants it."""
         return load_of(self.profile.traffic)
 
+    @cached_property
+    def made(self) -> Estimates:
+        """The estimates that the facts of this profile have asked for."""
+        return estimates_of(self.profile)
+
     def estimate(self, deployment: Deployment) -> Estimate | None:
         """The estimate, or None where the engine or the model does not allow the deployment."""
         found = self.estimates.get(deployment)
         if found is None:
-            made = estimates_of(self.profile).estimate(deployment, self.load)
+            made = self.made.estimate(deployment, self.load)
             if made is None:
                 return None
             found = self.estimates[deployment] = made.model_copy(update={"loss": _loss(self.profile, deployment)})

@@ -157,9 +157,9 @@ class Estimates:
         return found, self.held(weights=found, kv_cache="bf16", **spread)
 
 
-@by_identity(64)
+@by_identity(1)
 def estimates_of(profile: Profile) -> Estimates:
-    """The same for the facts and for the search, which both ask for the baseline and its neighbours."""
+    """The same for the facts and then the search of a profile, which both ask for the baseline and its neighbours."""
     return Estimates(profile)
 
 
