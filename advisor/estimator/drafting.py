@@ -180,7 +180,7 @@ class Speculating(NamedTuple):
 
     def gain(self, decode: float, context: float) -> float:
         """Speed-up of the decode at this batch and mean context; as many times larger as more tokens are accepted."""
-        plain, part = _without_and_with(self.plain, self.draft_len, decode, context)
+        plain, part = _plain_seconds(self.plain, decode, context), _verified(self.plain, self.draft_len, decode, context)
         return plain * self.tokens / self._total(part, False, decode, plain)
 
 
@@ -221,11 +221,17 @@ def with_draft(step: StepTime, model: Model, weights: WeightFormat, speculation:
     return Speculating(step, verify, speculation.draft_len, tokens, cost, per_step, per_sequence)
 
 
+@by_identity(1024, values=2)
+def _plain_seconds(plain: StepTime, decode: float, context: float) -> float:
+    """Seconds of a step without drafts, the same for all of them."""
+    return plain.step(decode, context)
+
+
 @by_identity(1024, values=3)
-def _without_and_with(plain: StepTime, draft_len: int, decode: float, context: float) -> tuple[float, StepParts]:
-    """Seconds of a plain decode step, and what one takes that verifies drafts: the same for all drafts of this length."""
+def _verified(plain: StepTime, draft_len: int, decode: float, context: float) -> StepParts:
+    """What a step takes that verifies drafts, the same for all of this length."""
     each = decode / plain.stages
-    return plain.step(decode, context), _verifying(plain, draft_len + 1).parts(each, context, each * draft_len, 1.0)
+    return _verifying(plain, draft_len + 1).parts(each, context, each * draft_len, 1.0)
 
 
 @by_identity(512, values=1)

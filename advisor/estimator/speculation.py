@@ -15,7 +15,7 @@ from advisor.estimator.drafting import draft_cost_ratio as draft_cost_ratio
 from advisor.estimator.memory import parameter_count
 from advisor.estimator.remembering import by_identity
 from advisor.estimator.step_time import StepTime
-from advisor.types import Deployment, Engine, Gpu, Load, Model, Speculation, SpeculationMethod, WeightFormat
+from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model, Speculation, SpeculationMethod, WeightFormat
 
 METHODS: tuple[SpeculationMethod, ...] = ("mtp", "eagle3", "draft", "ngram")
 
@@ -81,10 +81,14 @@ def best(
     load: Load,
     engine: Engine,
     methods: tuple[SpeculationMethod, ...] = METHODS,
+    now: Estimate | None = None,
 ) -> Outlook | None:
-    """The outlook of largest gain among the methods, whether it gains or not; None when none of them is there."""
+    """The outlook of largest gain among the methods, whether it gains or not; None when none of them is there.
+
+    now: the estimate of the deployment without speculation at this load, where it has been made.
+    """
     offered = [method for method in methods if _candidates(model, method)]
-    setting = setting_of(model, gpu, deployment, load, engine) if offered else None
+    setting = setting_of(model, gpu, deployment, load, engine, now) if offered else None
     if setting is None:
         return None
     gain, found = max((_best_offer(setting, model, method) for method in offered), key=lambda each: each[0])
@@ -131,11 +135,17 @@ def gains(
     return tuple(found)
 
 
-def setting_of(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine) -> Setting | None:
-    """The deployment without speculation at a load; None when the GPU's speed is not known or it does not fit."""
+def setting_of(
+    model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine, now: Estimate | None = None
+) -> Setting | None:
+    """The deployment without speculation at a load; None when the GPU's speed is not known or it does not fit.
+
+    now: as `best`.
+    """
     plain = deployment.model_copy(update={"speculation": None})
     step = plain_step(model, gpu, plain, engine)
-    now = estimate(model, gpu, plain, load, engine) if step is not None else None
+    if now is None and step is not None:
+        now = estimate(model, gpu, plain, load, engine)
     if step is None or now is None or not now.fits or now.concurrency is None:
         return None
     batch = max(1.0, now.concurrency / plain.replicas)
@@ -188,9 +198,13 @@ def choose(
     load: Load,
     engine: Engine,
     methods: tuple[SpeculationMethod, ...] = METHODS,
+    now: Estimate | None = None,
 ) -> Speculation | None:
-    """The method and draft length of largest gain at this load; None when none of the methods is there or gains."""
-    found = best(model, gpu, deployment, load, engine, methods)
+    """The method and draft length of largest gain at this load; None when none of the methods is there or gains.
+
+    now: as `best`.
+    """
+    found = best(model, gpu, deployment, load, engine, methods, now)
     return found.speculation if found is not None and found.gain > 1.0 else None
 
 

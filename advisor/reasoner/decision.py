@@ -116,7 +116,7 @@ def decide(
     if policy is not None and not tried:
         raise nothing_allowed(profile, policy)
     chosen, feasible = choose(tried, aim(profile), profile.traffic.concurrency)
-    options = fill_speculation(profile, chosen.deployment, fired)
+    options = fill_speculation(profile, chosen, fired)
     if options != plain:
         tried = _permitted(called_for(search.try_all(baseline, options, spread), rulebook.rules) or [alone], policy)
         chosen, feasible = choose(tried, aim(profile), profile.traffic.concurrency)

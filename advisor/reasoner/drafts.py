@@ -12,10 +12,10 @@ from advisor.reasoner.candidates import Option
 from advisor.reasoner.choice import Tried
 from advisor.reasoner.condition import holds, parse
 from advisor.reasoner.estimated import with_measured_acceptance
-from advisor.types import Deployment, Profile, Rule
+from advisor.types import Profile, Rule
 
 
-def fill_speculation(profile: Profile, plain: Deployment, options: tuple[Option, ...]) -> tuple[Option, ...]:
+def fill_speculation(profile: Profile, plain: Tried, options: tuple[Option, ...]) -> tuple[Option, ...]:
     """The options with a whole Speculation in place of `{method: …}`; those that never gain are left out."""
     filled, model = [], with_measured_acceptance(profile.model, profile.measured)
     for option in options:
@@ -23,7 +23,9 @@ def fill_speculation(profile: Profile, plain: Deployment, options: tuple[Option,
         if not isinstance(wanted, dict):
             filled.append(option)
             continue
-        speculation = choose(model, profile.gpu, plain, load_of(profile.traffic), profile.engine, (wanted["method"],))
+        speculation = choose(
+            model, profile.gpu, plain.deployment, load_of(profile.traffic), profile.engine, (wanted["method"],), plain.estimate
+        )
         if speculation is not None:
             filled.append(replace(option, changes=option.changes | {"speculation": speculation}))
     return tuple(filled)

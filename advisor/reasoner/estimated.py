@@ -114,15 +114,15 @@ class Estimates:
         return sequence_bytes(memory, self.load.isl + self.load.osl) / memory.capacity
 
     @cached_property
-    def drafted(self) -> tuple[Deployment, float] | None:
-        """What speculation is judged on, and its requests in flight per replica: the baseline; where that does not fit, the
-        same with the narrowest native weights, then with 4-bit ones."""
+    def drafted(self) -> tuple[Deployment, Estimate] | None:
+        """What speculation is judged on: the baseline; where that does not fit, the same with the narrowest native weights,
+        then with 4-bit ones."""
         first = self.baseline.weights if self._knows_checkpoint else None
         for weights in (first, self.narrowest[0], "int4_awq"):
             deployment = self.baseline.model_copy(update={"weights": weights})
             made = self.estimate(deployment, self.load) if weights is not None else None
             if made is not None and made.fits and made.concurrency is not None:
-                return deployment, made.concurrency / deployment.replicas
+                return deployment, made
         return None
 
     @cached_property
@@ -141,7 +141,8 @@ class Estimates:
         )
         if self.drafted is None:
             return None
-        return best(model, profile.gpu, self.drafted[0], self.load, profile.engine, methods)
+        deployment, now = self.drafted
+        return best(model, profile.gpu, deployment, self.load, profile.engine, methods, now)
 
     @cached_property
     def narrowest(self) -> tuple[WeightFormat | None, Held | None]:
@@ -303,6 +304,14 @@ def _drafting(get: Callable[[Outlook], Scalar]) -> Getter:
     return lambda every: None if every.drafting is None else get(every.drafting)
 
 
+def _drafted_batch(every: Estimates) -> float | None:
+    """Requests in flight per replica."""
+    if every.drafted is None:
+        return None
+    deployment, made = every.drafted
+    return None if made.concurrency is None else made.concurrency / deployment.replicas
+
+
 def _break_even(every: Estimates) -> float | None:
     """Per replica, as the batch is."""
     return None if every.drafting is None else every.drafting.break_even_concurrency / every.baseline.replicas
@@ -343,7 +352,7 @@ ESTIMATED: dict[str, Getter] = {
     "speculation.best_method": _drafting(lambda outlook: outlook.speculation.method),
     "speculation.best_draft_len": _drafting(lambda outlook: outlook.speculation.draft_len),
     "speculation.gain": _drafting(lambda outlook: outlook.gain),
-    "speculation.batch": lambda every: None if every.drafted is None else every.drafted[1],
+    "speculation.batch": _drafted_batch,
     "speculation.break_even_concurrency": _break_even,
     "gain.fp8_kv": _gain(kv_cache="fp8"),
     "gain.int4_over_fp8": lambda every: _ratio(_throughput(every.of(weights="int4_awq")), _throughput(every.of(weights="fp8"))),
