@@ -113,9 +113,13 @@ class Runtime(NamedTuple):
     wire_latency: float
     wire_bandwidth: float
     wire_ring: float
-    ring_latency: float
-    """the same for collectives: their fixed and mid-size part, their time per byte on switches that add (Hopper's and later)
-    and on those that only pass on, and what the latter add to the fixed part"""
+    """the same for collectives: their latencies, their time per byte on switches that add (Hopper's and later) and on
+    those that only pass on, A100's"""
+    ring_us: float
+    ring_far_us: float
+    """of one message of NCCL's rings among GPUs of one host, A100's apart; 0: all-reduces are the tables' own kernels"""
+    ring_mb: float
+    """MB at which NCCL takes over from them"""
     gathers: bool
     """whether the experts' buffers hold the tokens of all attention-DP ranks at once (TensorRT-LLM's; vLLM's work in chunks)"""
     exchange: float
@@ -125,11 +129,12 @@ class Runtime(NamedTuple):
     """steps that a prompt waits under attention-DP until the other ranks have prompts too: half of the 60 (timeout_iters) that
     the published attention_dp_config of TensorRT-LLM's own tables and of InferenceX allow"""
     pcie_latency_us: float
-    """of all-reduce over PCIe, per GPU of the ring"""
+    """of one message of an all-reduce's ring over PCIe"""
     pcie_staged_us: float
+    pcie_pair_us: float
     pcie_staged_share: float
-    """where the published figures show that PCIe peers reach each other through host memory, A100 PCIe: added between two, and
-    the share of the others' bus; a byte staged so crosses the bus once or twice"""
+    """the same where the published figures show that PCIe peers reach each other through host memory, A100 PCIe; what is
+    added between two, whose all-reduce is no ring; the share of the others' bus: a byte staged so crosses it once or twice"""
     pcie_share: float
     pcie_far_share: float
     """share of the bus that an all-reduce reaches among up to four GPUs and among more, which sit on two sockets"""

@@ -2,13 +2,18 @@
 
     t = t0 + bytes / bandwidth + t1 bytes / (bytes + b1)        bandwidth: bytes of the whole message per second
 
-Fitted per GPU and group size on kernel tables. Over PCIe the table of L40S is 3 to 9 times slower than what published
-throughput shows (facts/estimator.md, section 2); there, and on PCIe GPUs without a table, an all-reduce is a ring of 2 (n - 1)
-messages at a share of the bus that the published tables determine.
+Fitted per GPU and group size on tables of TensorRT-LLM's own kernels. Releases before 1.1 leave larger messages to NCCL: the
+C++ runtime those above 0.5 MB among eight GPUs and 1 MB among four (selectImplementation of
+cpp/tensorrt_llm/plugins/ncclPlugin/allreducePlugin.cpp), the PyTorch backend those of more than 128 tokens (its pull request
+5432). NCCL's ring passes 2 (n - 1) messages one after the other, each as late as the slowest rank:
 
-TensorRT-LLM up to 0.17 leaves messages above 0.5 MB among eight GPUs and 1 MB among four to NCCL (selectImplementation of
-cpp/tensorrt_llm/plugins/ncclPlugin/allreducePlugin.cpp, where the two-shot kernel is switched off), whose known issue on AMD
-hosts, those of A100 systems, its perf-overview of 0.17 names; hence a latency of its own for switches that only pass on.
+    t = t0 + bytes / bandwidth + 2 (n - 1) ring bytes^2 / (bytes^2 + b^2)        b: where NCCL takes over
+
+Published throughputs of 70B and Mixtral models on two, four and eight GPUs agree on the time of one message, twice as long on
+A100, for whose AMD hosts release 0.16 names a known issue.
+
+Over PCIe the table of L40S is 3 to 9 times slower than what published throughput shows (facts/estimator.md, section 2); there,
+and on PCIe GPUs without a table, an all-reduce is a ring at a share of the bus that the published tables determine.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from advisor.estimator.engines import Runtime
 AMPERE = "a100-sxm-80gb"
 PCIE_4_X16 = 31.5e9
 """bytes/s per direction: what a GPU whose link is not known is taken to have"""
+LARGE_BYTES = 32e6
+"""2,000 tokens of a 70B model"""
 LINK_SHARE = 0.6
 """of a link never fitted: what the fitted NVLink tables reach of theirs"""
 
@@ -33,14 +40,17 @@ class Collective:
     byte_time: float
     t1: float
     b1: float
+    ring: bool = False
+    """whether t1 comes with another kernel rather than grows with the size"""
 
     def seconds(self, size: float) -> float:
         """Time for a message of `size` bytes."""
-        return self.t0 + size * self.byte_time + self.t1 * size / (size + self.b1)
+        large, most = (size * size, self.b1 * self.b1) if self.ring else (size, self.b1)
+        return self.t0 + size * self.byte_time + self.t1 * large / (large + most)
 
     def repeated(self, times: float, share: float = 1.0) -> Collective:
         """So many of them, each for a message of `share` of the size."""
-        return Collective(times * self.t0, times * share * self.byte_time, times * self.t1, self.b1 / share)
+        return Collective(times * self.t0, times * share * self.byte_time, times * self.t1, self.b1 / share, self.ring)
 
 
 def all_reduce(constants: Constants, n: int, host: Runtime) -> Collective:
@@ -70,15 +80,20 @@ def _collective(constants: Constants, op: str, n: int, passes: float, host: Runt
     if key is None:
         return Collective(10e-6, passes * (n - 1) / n / ((constants.link_bytes or PCIE_4_X16) * LINK_SHARE), 0.0, 1.0)
     vector = table[key]
-    latency, per_byte = host.wire_latency, host.wire_bandwidth
-    if constants.gpu == AMPERE:
-        latency, per_byte = latency * host.ring_latency, host.wire_ring
-    return Collective(
-        vector["t0_us"] * 1e-6 * latency,
-        per_byte / (vector["gb_s"] * 1e9),
-        vector["t1_us"] * 1e-6 * latency,
-        vector["b1_mb"] * 1e6,
-    )
+    t0, t1, b1 = vector["t0_us"] * 1e-6 * host.wire_latency, vector["t1_us"] * 1e-6 * host.wire_latency, vector["b1_mb"] * 1e6
+    byte_time = 1 / (vector["gb_s"] * 1e9)
+    if op == "all_reduce" and host.ring_us and constants.link != "pcie":
+        return _ring(Collective(t0, byte_time, t1, b1), constants, n, host)
+    return Collective(t0, byte_time * host.wire_bandwidth, t1, b1)
+
+
+def _ring(own: Collective, constants: Constants, n: int, host: Runtime) -> Collective:
+    """The engine's own kernels at few bytes, NCCL's ring at many, a byte more costing as much as it does in their largest."""
+    slow = constants.gpu == AMPERE
+    byte_time = own.byte_time + own.t1 * own.b1 / (LARGE_BYTES + own.b1) ** 2
+    message = 1e-6 * (host.ring_far_us if slow else host.ring_us)
+    factor = host.wire_ring if slow else host.wire_bandwidth
+    return Collective(own.t0, byte_time * factor, 2 * (n - 1) * message, host.ring_mb * 1e6, ring=True)
 
 
 def _over_pcie(constants: Constants, n: int, passes: float, host: Runtime) -> Collective:
@@ -87,5 +102,5 @@ def _over_pcie(constants: Constants, n: int, passes: float, host: Runtime) -> Co
     latency = host.pcie_latency_us * 2 * (n - 1)
     if constants.gpu == AMPERE:
         bus *= host.pcie_staged_share
-        latency += host.pcie_staged_us if n == 2 else 0.0
+        latency = host.pcie_staged_us * 2 * (n - 1) + (host.pcie_pair_us if n == 2 else 0.0)
     return Collective(passes / 2 * latency * 1e-6, passes * (n - 1) / n / bus, 0.0, 1.0)
