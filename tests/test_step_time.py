@@ -256,4 +256,4 @@ def test_sglangs_experts_on_hopper_are_its_own_kernels() -> None:
         for name in ("sglang", "tensorrt-llm")
     )
     assert own is not None and other is not None
-    assert own.seconds(4) == pytest.approx(71e-6, rel=0.2) and own.seconds(8192) < 0.6 * other.seconds(8192)
+    assert own.seconds(4) == pytest.approx(71e-6, rel=0.2) and own.seconds(8192) < 0.7 * other.seconds(8192)
