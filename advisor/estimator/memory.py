@@ -148,6 +148,13 @@ def _round(tokens: float, block: int) -> float:
     return math.ceil(tokens / block) * block if block > 1 else tokens
 
 
+@by_identity(256, values=1)
+def _widest(model: Model, tp: int) -> float:
+    """Inputs and outputs of the widest projection, on one of `tp` ranks."""
+    return max(matrix.inputs / (tp if matrix.split == "in" else 1) + matrix.outputs / (tp if matrix.split == "out" else 1)
+               for matrix in matrices(model) if matrix.group in ("attention", "mlp", "shared", "recurrent"))  # fmt: skip
+
+
 def activation_bytes(model: Model, deployment: Deployment, tokens: int, sequences: int, gathers: bool = False) -> float:
     """Peak live activations of a step of `tokens` tokens and `sequences` logits rows.
 
@@ -155,8 +162,7 @@ def activation_bytes(model: Model, deployment: Deployment, tokens: int, sequence
     the tokens of all attention-DP ranks at once.
     """
     tp = 1 if deployment.attention_dp else deployment.tensor_parallel
-    widest = max(matrix.inputs / (tp if matrix.split == "in" else 1) + matrix.outputs / (tp if matrix.split == "out" else 1)
-                 for matrix in matrices(model) if matrix.group in ("attention", "mlp", "shared", "recurrent"))  # fmt: skip
+    widest = _widest(model, tp)
     if model.moe is not None:
         gathered = deployment.tensor_parallel if deployment.attention_dp and gathers else 1
         width = model.moe.intermediate * gathered / deployment.tensor_parallel

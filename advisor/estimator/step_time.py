@@ -157,7 +157,8 @@ class StepTime:
     def prompt(self, tokens: float) -> Pace:
         """From the start of one prompt's prefill to its first token, alone on the engine."""
         part = self.parts(0.0, 1.0, tokens * self.width, tokens)
-        return Pace(self.stages * max(part.gpu, self.cold * self.launches) + part.host, part)
+        gpu, launching = part.gpu, self.cold * self.launches
+        return Pace(self.stages * (gpu if gpu > launching else launching) + part.host, part)
 
 
 def step_time(constants: Constants, model: Model, deployment: Deployment, engine: Engine) -> StepTime:

@@ -8,6 +8,7 @@ from functools import cached_property
 from advisor.errors import NotPossible
 from advisor.estimator.accuracy import expected_loss
 from advisor.estimator.deployment import held
+from advisor.estimator.remembering import by_identity
 from advisor.reasoner.baseline import baseline_deployment, load_of
 from advisor.reasoner.candidates import Candidate, Layout, Option, combine, fired_options, layout_of, layouts
 from advisor.reasoner.choice import Tried, aim, choose, violations, worth
@@ -15,7 +16,7 @@ from advisor.reasoner.drafts import called_for, fill_speculation
 from advisor.reasoner.estimated import Estimates, estimates_of
 from advisor.reasoner.policing import broken_fields, nothing_allowed, option_ban
 from advisor.reasoner.rulebook import Rulebook
-from advisor.types import Deployment, Estimate, Finding, Load, Loss, Policy, Profile
+from advisor.types import Deployment, Estimate, Finding, KvFormat, Load, Loss, Model, Policy, Profile, WeightFormat
 
 
 @dataclass
@@ -44,7 +45,9 @@ class Search:
             made = self.made.estimate(deployment, self.load)
             if made is None:
                 return None
-            found = self.estimates[deployment] = made.model_copy(update={"loss": _loss(self.profile, deployment)})
+            metric = self.profile.goal.accuracy_metric
+            loss = _loss(self.profile.model, metric, deployment.weights, deployment.kv_cache)
+            found = self.estimates[deployment] = made.model_copy(update={"loss": loss})
         return found
 
     def fits(self, deployment: Deployment) -> bool:
@@ -66,12 +69,11 @@ class Search:
         return found
 
 
-def _loss(profile: Profile, deployment: Deployment) -> Loss | None:
+@by_identity(256, values=3)
+def _loss(model: Model, wanted: str, weights: WeightFormat, kv_cache: KvFormat) -> Loss | None:
     """On the task that the goal names where it is published, else on benchmark scores: what models of this size have."""
-    wanted = profile.goal.accuracy_metric
-    formats = (profile.model, deployment.weights, deployment.kv_cache)
-    named = expected_loss(*formats, metric=wanted) if wanted.startswith("task:") else None
-    return named or expected_loss(*formats)
+    named = expected_loss(model, weights, kv_cache, metric=wanted) if wanted.startswith("task:") else None
+    return named or expected_loss(model, weights, kv_cache)
 
 
 @dataclass(frozen=True)
