@@ -60,13 +60,15 @@ class Prompts(NamedTuple):
 
 def closed_loop(step: Steps, flow: Flow, clients: float, prompts: Prompts, request: float, turns: float = TURNS) -> FirstToken:
     """`clients` clients that each send `turns` requests in turn, all at once at the start; at most as many as fit."""
-    isl, budget = prompts.isl, prompts.budget
-    opening = 1.0 / max(turns, 1.0)
-    held, _ = gathered(prompts, flow.sequences / prompts.osl)
+    isl, osl, budget = prompts.isl, prompts.osl, prompts.budget
+    opening = 1.0 / turns if turns > 1.0 else 1.0
+    held, _ = gathered(prompts, flow.sequences / osl)
     steady = _waiting(flow) + (step.balance + held) * flow.seconds_per_token
-    each_rank = max(1.0, clients / step.width)
-    abreast = min(prompts.abreast, each_rank)
-    each = max(flow.alone.seconds, flow.chunks * step.step(clients / 2, isl, abreast * min(isl, budget) * step.width, isl))
+    each_rank = clients / step.width if clients > step.width else 1.0
+    abreast = prompts.abreast if prompts.abreast < each_rank else each_rank
+    each = flow.chunks * step.step(clients / 2, isl, abreast * (isl if isl < budget else budget) * step.width, isl)
+    if each < flow.alone.seconds:
+        each = flow.alone.seconds
     burst = (each_rank / abreast + 1) / 2 * each
     return FirstToken(request, (1 - opening) * flow.first_token, (1 - opening) * steady, opening * burst, 0.0)
 
@@ -101,5 +103,5 @@ def open_loop(step: Steps, flow: Flow, request: float) -> FirstToken:
 
 def _waiting(flow: Flow) -> float:
     """Half of the step under way, and other prompts' steps: M/D/1, rho/(2(1 - rho)) services."""
-    busy = min(flow.prompt_share, FULLEST)
+    busy = flow.prompt_share if flow.prompt_share < FULLEST else FULLEST
     return 0.5 * flow.seconds_per_token + busy / (2 * (1 - busy)) * flow.first_token
