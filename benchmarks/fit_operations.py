@@ -26,38 +26,52 @@ FOLDERS = {
 }  # fmt: skip
 CACHE_BYTES = {"l40s": 96e6, "rtx-pro-6000-blackwell-server": 128e6}
 """L2 caches large enough to hold the operands of most rows of the tables, which in serving come from device memory"""
+MATRIX_CACHE_BYTES = {"l40s": 64e6, "rtx-pro-6000-blackwell-server": 48e6}
+"""weights that the GEMM tables still read faster than from device memory: they rotate copies, but for N above WIDEST_ROTATED"""
+WIDEST_ROTATED = 16384
+FEW_ROWS = (1, 2, 4, 8, 16)
+"""of the tables' rows below 32, which have every number up to 17 and would weigh as much as all from 32 to 500"""
+MANY_ROWS = 1024
+"""rows of which the multiplication takes longer than reading the weights, wherever these are"""
 NEWEST = ("1.3.0rc20", "1.0.0")
 GENERATED = {"nvfp4_gen": "min_latency", "fp8_block_gen": "trtllmfp8experts", "bf16_gen": "trtllmbf16experts"}
 """kernel_source of NVIDIA's generated Blackwell kernels, by format"""
 SGLANG = "sglang_fp8_block"
 """what SGLang runs on Hopper: Triton's kernels, at few experts' rows twice as fast as TensorRT-LLM's"""
+WIDTHS = {"": 128, "_64": 64, "_256": 256}
+"""key suffix of attention vectors -> the head's width"""
 Rows = dict[str, Any]
 Form = Callable[..., Any]
 
 
 def gemm(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
     """advisor/estimator/gemm.py"""
-    t0, ec, eb, a0, q, p, kk = x
+    t0, ec, eb, a0, q, o, p, kk = x
     m, n, k = r["m"], r["n"], r["k"]
     compute = 2 * k * (m * n + a0 * 128 * np.minimum(m, 128)) / (peak * ec)
-    memory = (n * k * width + 2 * m * n) / (bandwidth * eb)
-    return t0 * 1e-6 + kk * 1e-9 * k + (compute**p + memory**p) ** (1 / p) + q * 2 * m * k / bandwidth
+    weights = n * k * width / (bandwidth * eb)
+    return t0 * 1e-6 + (compute**p + weights**p + (kk * 1e-9 * k) ** p) ** (1 / p) + 2 * m * (q * k + o * n) / bandwidth
+
+
+def decode(x: Any, peak: float, bandwidth: float, sequences: Any, context: Any, byte: Any, flop: Any) -> Any:
+    """advisor/estimator/attention.py, decode; `byte` and `flop` of one token of context"""
+    t0, t1, w1, eb, ec, p, smin, chain = x
+    moved = sequences * context * byte
+    busy = sequences * (byte / (bandwidth * eb) + flop / (peak * ec)) * (context**p + smin**p) ** (1 / p)
+    return t0 * 1e-6 + t1 * 1e-6 * moved / (moved + w1 * 1e6) + np.maximum(busy, chain * 1e-9 * context)
 
 
 def attention_decode(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
     """advisor/estimator/attention.py, decode"""
-    t0, t1, s1, eb, ec, p, smin = x
-    s = np.maximum(r["step"], smin)
-    memory = 2 * r["batch_size"] * s * r["num_key_value_heads"] * r["head_dim"] * width / (bandwidth * eb)
-    compute = 4 * r["batch_size"] * s * r["num_heads"] * r["head_dim"] / (peak * ec)
-    return t0 * 1e-6 + t1 * 1e-6 * s / (s + s1) + (memory**p + compute**p) ** (1 / p)
+    byte, flop = 2 * r["num_key_value_heads"] * r["head_dim"] * width, 4 * r["num_heads"] * r["head_dim"]
+    return decode(x, peak, bandwidth, r["batch_size"], r["step"], byte, flop)
 
 
 def attention_prefill(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
     """advisor/estimator/attention.py, prefill"""
-    t0, ec, s0, q, d0 = x
+    t0, ec, s0, q = x
     s, heads = r["isl"], r["num_heads"]
-    pairs = 2 * r["batch_size"] * s * s * heads * (r["head_dim"] + d0) / (peak * ec) * (1 + s0 / s)
+    pairs = 2 * r["batch_size"] * s * s * heads * r["head_dim"] / (peak * ec) * (1 + s0 / s)
     return t0 * 1e-6 + pairs + q * 2 * r["batch_size"] * s * 2 * (heads + r["num_key_value_heads"]) * r["head_dim"] / bandwidth
 
 
@@ -75,11 +89,7 @@ def moe(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
 
 def mla_decode(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
     """advisor/estimator/attention.py, decode, of a cache of 576 elements per token (DeepSeek's)"""
-    t0, t1, s1, eb, ec, p = x
-    s = np.maximum(r["step"], 64)
-    memory = r["batch_size"] * s * 576 * width / (bandwidth * eb)
-    compute = 2 * r["batch_size"] * s * r["num_heads"] * (576 + 512) / (peak * ec)
-    return t0 * 1e-6 + t1 * 1e-6 * s / (s + s1) + (memory**p + compute**p) ** (1 / p)
+    return decode(x, peak, bandwidth, r["batch_size"], r["step"], 576 * width, 2 * r["num_heads"] * (576 + 512))
 
 
 def mla_prefill(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> Any:
@@ -103,24 +113,31 @@ def quantize(x: Any, peak: float, bandwidth: float, r: Rows, width: float) -> An
     return t0 * 1e-6 + passes * 2 * r["m"] * r["k"] / bandwidth
 
 
+DECODE = "t0_us t1_us w1_mb eb ec p smin chain_ns"
 NAMES: dict[Form, str] = {
-    gemm: "t0_us ec eb a0 q p kk_ns", attention_decode: "t0_us t1_us s1 eb ec p smin", attention_prefill: "t0_us ec s0 q d0",
-    moe: "t0_us ec eb p pad al q be t1_ns", mla_decode: "t0_us t1_us s1 eb ec p", mla_prefill: "t0_us ec s0 q",
+    gemm: "t0_us ec eb a0 q o p kk_ns", attention_decode: DECODE, attention_prefill: "t0_us ec s0 q",
+    moe: "t0_us ec eb p pad al q be t1_ns", mla_decode: DECODE, mla_prefill: "t0_us ec s0 q",
     collective: "t0_us gb_s t1_us b1_mb", quantize: "t0_us passes",
 }  # fmt: skip
 BOUNDS = {
     "t0_us": (0.1, 200), "t1_us": (0.01, 20000), "t1_ns": (0.1, 500), "kk_ns": (1e-3, 5), "ec": (0.02, 2), "eb": (0.3, 1.6),
-    "a0": (1e-3, 50), "q": (1e-3, 60), "p": (0.8, 16), "s1": (10, 500000), "smin": (1, 400), "s0": (10, 5000),
-    "d0": (0.01, 300), "pad": (1e-3, 200), "al": (0.4, 2.5), "be": (0.05, 0.9), "gb_s": (1, 2000), "b1_mb": (0.01, 200),
-    "passes": (0.1, 10),
+    "a0": (1e-3, 500), "q": (1e-3, 60), "o": (1e-3, 20), "p": (0.8, 16), "w1_mb": (0.1, 20000), "chain_ns": (1e-3, 100),
+    "smin": (1, 500), "s0": (10, 5000), "pad": (1e-3, 200), "al": (0.4, 2.5), "be": (0.05, 0.9), "gb_s": (1, 2000),
+    "b1_mb": (0.01, 200), "passes": (0.1, 10),
 }  # fmt: skip
 """what is physically possible; keeps a term that the rows do not determine from growing without bound"""
+CACHE_RATE = (0.3, 0.95)
+"""share of the bandwidth at which caches are read, whose rows have little that an L2 could hold beside"""
 STARTS: dict[Form, list[list[float]]] = {
-    gemm: [[5, 0.75, 0.85, 2, 0.5, 2, 0.2], [5, 0.6, 0.85, 8, 2, 1.2, 0.5]],
-    attention_decode: [[2, 10, 100, 0.85, 0.08, 3, 150], [7, 5, 200, 0.85, 0.1, 2, 200]],
-    attention_prefill: [[15, 0.6, 500, 1.5, 20]],
+    gemm: [[5, 0.75, 0.85, 2, 0.5, 1, 2, 0.2], [5, 0.6, 0.85, 8, 2, 1, 1.2, 0.5], [6, 0.5, 0.85, 100, 2, 1, 3, 2]],
+    attention_decode: [
+        [9, 10, 50, 0.9, 0.5, 2.2, 150, 1],
+        [9, 30, 10, 0.9, 1.5, 2.2, 300, 1],
+        [9, 10, 50, 0.9, 0.5, 2.2, 150, 8],
+    ],
+    attention_prefill: [[15, 0.6, 500, 1.5]],
     moe: [[30, 0.6, 1.0, 1.2, 10, 1.0, 5, 0.35, 50], [30, 0.8, 1.2, 0.9, 1, 1.0, 5, 0.4, 5]],
-    mla_decode: [[14, 5, 200, 0.85, 0.6, 2]],
+    mla_decode: [[12, 10, 50, 0.9, 0.5, 2.2, 64, 0.1], [12, 10, 50, 0.9, 1, 2.2, 64, 10]],
     mla_prefill: [[15, 0.6, 700, 1]],
     collective: [[4, 200, 30, 4], [4, 120, 5, 0.5]],
     quantize: [[5, 1.5]],
@@ -144,7 +161,8 @@ def fit(form: Form, rows: Rows, peak: float, bandwidth: float, width: float) -> 
     measured, weight = rows["latency"] * 1e-3, importance(rows, width)
     best: Any = None
     for start in STARTS[form]:
-        low, high = np.array([BOUNDS[name] for name in NAMES[form].split()]).T
+        cache = NAMES[form] == DECODE
+        low, high = np.array([CACHE_RATE if cache and n == "eb" else BOUNDS[n] for n in NAMES[form].split()]).T
         found = least_squares(
             lambda z: weight * np.log(np.maximum(form(np.exp(z), peak, bandwidth, rows, width), 1e-9) / measured),
             np.log(np.clip(start, low * 1.01, high * 0.99)), bounds=(np.log(low), np.log(high)),
@@ -192,13 +210,32 @@ def cold(frame: Any, moved: Any, gpu: str, bandwidth: float) -> Any:
     return frame[keep & (moved >= CACHE_BYTES.get(gpu, 0.0))]
 
 
+def cold_matrices(frame: Any, width: float, gpu: str, bandwidth: float) -> Any:
+    """The same for matrices: those that were read from device memory, and whatever is bound by its multiplications."""
+    weights = frame.n * frame.k * width
+    cached = np.where(frame.n > WIDEST_ROTATED, CACHE_BYTES.get(gpu, 0.0), MATRIX_CACHE_BYTES.get(gpu, 0.0))
+    return frame[(weights / (frame.latency * 1e-3) < 0.95 * bandwidth) & ((weights >= cached) | (frame.m >= MANY_ROWS))]
+
+
 def columns(frame: Any) -> Rows:
     """Numeric columns as float arrays."""
     return {c: frame[c].to_numpy(dtype=float) for c in frame.columns if frame[c].dtype.kind in "if"}
 
 
-def fit_gpu(tables: Path, gpu: str) -> str:
-    """profiles/constants/<gpu>.yaml as text."""
+def engines_own(path: Path) -> dict[str, list[str]]:
+    """Lines of an op's vectors that other data gave (benchmarks/gpu/fit_kernels.py), by op."""
+    found: dict[str, list[str]] = {}
+    op = ""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        if not line.startswith(" "):
+            op = line.partition(":")[0]
+        elif "own: true" in line:
+            found.setdefault(op, []).append(line)
+    return found
+
+
+def fit_gpu(tables: Path, gpu: str, kept: dict[str, list[str]]) -> str:
+    """profiles/constants/<gpu>.yaml as text; `kept`: lines of it that are not fitted here, by op."""
     folder = tables / FOLDERS[gpu]
     spec = yaml.safe_load((tables.parent / f"{FOLDERS[gpu]}.yaml").read_text())["gpu"]
     bandwidth, bf16 = spec["mem_bw"], spec["bfloat16_tc_flops"]
@@ -230,11 +267,12 @@ def fit_gpu(tables: Path, gpu: str) -> str:
                 f"  {shown}: {{{body}, source: {source}, rows: {len(frame)}, error_pct: {error:.1f}, bias_pct: {bias:.1f}}}"
             )
             print(gpu, name, key, f"{error:.1f} %", f"{bias:+.1f}", flush=True)
+        lines += kept.get(name, [])
         if lines:
             out.extend([f"{name}:", *lines])
 
     d, source = table(folder, "gemm", "gemm_perf")
-    d = d[(d.n >= 256) & (d.k >= 256) & (d.k <= 16384) & (d.m <= 16384)]
+    d = d[(d.n >= 256) & (d.k >= 256) & (d.k <= 16384) & (d.m <= 8192) & ((d.m >= 32) | d.m.isin(FEW_ROWS))]
     forms = [
         ("bf16", "bfloat16", "bf16", 2.0), ("fp8", "fp8", "fp8", 1.0), ("fp8_block", "fp8_block", "fp8", 1.0),
         ("nvfp4", "nvfp4", "fp4", 0.5625), ("int8_wo", "int8_wo", "bf16", 1.0), ("int4", "int4_wo", "bf16", 0.53),
@@ -243,7 +281,7 @@ def fit_gpu(tables: Path, gpu: str) -> str:
     section(
         "gemm",
         [
-            (key, gemm, cold(rows, rows.n * rows.k * width, gpu, bandwidth), source, peaks[unit], width)
+            (key, gemm, cold_matrices(rows, width, gpu, bandwidth), source, peaks[unit], width)
             for key, tag, unit, width in forms
             for rows in [d[d.gemm_dtype == tag]]
         ],
@@ -256,33 +294,29 @@ def fit_gpu(tables: Path, gpu: str) -> str:
             entries.append((key, quantize, d[(d.k >= 256) & (d.k <= 16384) & (d.m <= 16384)], source, 1.0, 2.0))
     section("quantize", entries)
 
-    d, source = table(folder, "attention", "generation_attention_perf")
-    d = d[(d.window_size == 0) & (d.head_dim.isin([64, 128])) & (d.num_heads >= 4) & (d.num_key_value_heads <= 8)]
-    d = d[(d.num_heads <= 16 * d.num_key_value_heads) & (d.step >= 63) & (d.batch_size * d.step <= 2**23)]
     kinds = [("bf16", "bfloat16", 2.0), ("fp8", "fp8", 1.0)]
-    cache = 2 * d.batch_size * d.step * d.num_key_value_heads * d.head_dim
-    section(
-        "attention_decode",
-        [
-            (
-                k,
-                attention_decode,
-                cold(d[d.kv_cache_dtype == t], (cache * w)[d.kv_cache_dtype == t], gpu, bandwidth),
-                source,
-                bf16,
-                w,
-            )
-            for k, t, w in kinds
-        ],
-    )
+    d, source = table(folder, "attention", "generation_attention_perf")
+    d = d[(d.window_size == 0) & (d.num_heads >= 4) & (d.step >= 63) & (d.batch_size * d.step <= 2**23)]
+    alone = d.num_heads == d.num_key_value_heads
+    shared = ~alone & (d.num_key_value_heads <= 8) & (d.num_heads <= 16 * d.num_key_value_heads)
+    heads = [(suffix, d[shared & (d.head_dim == size)]) for suffix, size in WIDTHS.items()]
+    entries = []
+    for suffix, rows in (*heads, ("_mha", d[alone & (d.head_dim == 128)])):
+        for key, tag, width in kinds:
+            chosen = rows[rows.kv_cache_dtype == tag]
+            moved = 2 * chosen.batch_size * chosen.step * chosen.num_key_value_heads * chosen.head_dim * width
+            entries.append((key + suffix, attention_decode, cold(chosen, moved, gpu, bandwidth), source, bf16, width))
+    section("attention_decode", entries)
 
     d, source = table(folder, "attention", "context_attention_perf")
-    d = d[(d.window_size == 0) & (d.head_dim.isin([64, 128])) & (d.num_heads >= 4) & (d.isl >= 64)]
+    d = d[(d.window_size == 0) & (d.num_heads >= 4) & (d.isl >= 64)]
     pairs = [("bf16_bf16", "bfloat16", "bfloat16"), ("bf16_fp8", "bfloat16", "fp8"), ("fp8_fp8", "fp8", "fp8")]
-    section(
-        "attention_prefill",
-        [(k, attention_prefill, d[(d.attn_dtype == a) & (d.kv_cache_dtype == c)], source, bf16, 2.0) for k, a, c in pairs],
-    )
+    entries = []
+    for suffix, size in WIDTHS.items():
+        for key, queries, cache in pairs:
+            chosen = d[(d.head_dim == size) & (d.attn_dtype == queries) & (d.kv_cache_dtype == cache)]
+            entries.append((key + suffix, attention_prefill, chosen, source, bf16, 2.0))
+    section("attention_prefill", entries)
     section("moe", _moe_entries(folder, peaks, gpu, bandwidth))
 
     d, source = table(folder, "mla", "generation_mla_perf")
@@ -351,7 +385,7 @@ def main() -> None:
     tables, names = Path(sys.argv[1]), sys.argv[2:] or list(FOLDERS)
     for gpu in names:
         path = ROOT / "profiles" / "constants" / f"{gpu}.yaml"
-        path.write_text(fit_gpu(tables, gpu), encoding="utf-8")
+        path.write_text(fit_gpu(tables, gpu, engines_own(path)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Time of attention: decode reads the cache, prefill multiplies.
 
-    decode  t = t0 + t1 S/(S + S1) + (bytes^p + flops^p)^(1/p)       S the context, at least smin
-    prefill t = t0 + 4 pairs heads (D + d0)/(P ec) (1 + s0/S) + q bytes/BW     D the head's width; d0: the softmax beside it
+    decode  t = t0 + t1 W/(W + w1) + max(n u (S^p + smin^p)^(1/p), chain S)      n sequences with S tokens of context each
+            u = bytes/(BW eb) + flops/(P ec) of one token; W = n S bytes
+    prefill t = t0 + 4 pairs heads D/(P ec) (1 + s0/S) + q bytes/BW              D the head's width
 
-t0, t1 in microseconds; efficiencies fitted per GPU and cache format (profiles/constants). A vector named for an engine is that
-of the kernel which this engine runs, and is not scaled.
+t0, t1 in microseconds, w1 in MB; efficiencies fitted per GPU and cache format (profiles/constants). smin: what a sequence with
+next to no context costs; chain S: how long one block of threads takes over one sequence where a kernel does not divide it.
+Kernels for heads that share no K and V (`_mha`), and of 64 or 256 elements, are others than those for 128 and have vectors of
+their own. A vector named for an engine is that of the kernel which this engine runs, and is not scaled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advisor.estimator.constants import Constants
@@ -20,6 +24,9 @@ SPARSE_ROWS, WIDE_ROWS = 64, 128
 """heads that a sparse prefill kernel computes at least: FlashMLA's flash_mla_sparse_fwd takes multiples of 64, on Blackwell of
 128 (required_padding in SGLang's nsa_backend.py), where only FP8 caches have other kernels"""
 
+WIDTHS, USUAL = (64, 128, 256), 128
+"""head widths with kernels of their own in the tables; those of the usual one have no suffix"""
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -27,13 +34,17 @@ class Attention:
 
     t0: float
     t1: float
-    s1: float
-    smin: float
+    half: float
+    """tokens of all sequences' context at which half of t1 is there"""
+    shortest: float
+    """smin to the power of `power`"""
     power: float
     inverse: float
     byte_time: float
     """seconds per sequence and token of context"""
     flop_time: float
+    chain: float
+    """seconds per token of context that no other sequence's hide"""
     prefill_t0: float
     prefill_s0: float
     prefill_pair: float
@@ -46,10 +57,10 @@ class Attention:
         if sequences <= 0:
             return 0.0
         s = context if context < self.window else self.window
-        s = s if s > self.smin else self.smin
         work = sequences * s
-        busy: float = ((work * self.byte_time) ** self.power + (work * self.flop_time) ** self.power) ** self.inverse
-        return self.t0 + self.t1 * s / (s + self.s1) + busy
+        busy: float = sequences * (self.byte_time + self.flop_time) * (s**self.power + self.shortest) ** self.inverse
+        alone = self.chain * s
+        return self.t0 + self.t1 * work / (work + self.half) + (busy if busy > alone else alone)
 
     def prefill(self, tokens: float, length: float) -> float:
         """Seconds of one layer for `tokens` prompt tokens that belong to prompts of `length` tokens."""
@@ -78,27 +89,29 @@ def attention(constants: Constants, host: Runtime, model: Model, kv_cache: KvFor
             wide = kv == "bf16" and (constants.peaks.get("fp4") or 0.0) > 0
             pair = 2.0 * max(heads, WIDE_ROWS if wide else SPARSE_ROWS) * (width + model.mla.kv_lora_rank)
         stored = 2.0 * heads * (query + model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim + model.mla.v_head_dim)
-        smin = 64.0
     else:
-        vector = _pick(constants, "attention_decode", kv, host.name)
-        context = _pick(constants, "attention_prefill", "fp8_fp8" if host.fmha8 and kv == "fp8" else f"bf16_{kv}", host.name)
         kv_heads = -(-model.kv_heads // parts)
+        size = next((size for size in WIDTHS if model.head_dim <= size), WIDTHS[-1])
+        kind = "" if size == USUAL else f"_{size}"
+        form = "fp8_fp8" if host.fmha8 and kv == "fp8" else f"bf16_{kv}"
+        vector = _pick(constants, "attention_decode", kv, "_mha" if heads == kv_heads else kind, host.name)
+        context = _pick(constants, "attention_prefill", form, kind, host.name)
         bytes_token = 2.0 * kv_heads * model.head_dim * KV_BYTES[kv_cache]
         flops_token = 4.0 * heads * model.head_dim
-        pair = 4.0 * heads * (model.head_dim + context["d0"])
+        pair = 4.0 * heads * model.head_dim
         stored = 4.0 * (heads + kv_heads) * model.head_dim
-        smin = vector["smin"]
     decoding = 1.0 if vector.get("own") else host.decode
     prefilling = 1.0 if context.get("own") else host.prefill
     return Attention(
         t0=decoding * vector["t0_us"] * 1e-6,
         t1=decoding * vector["t1_us"] * 1e-6,
-        s1=vector["s1"],
-        smin=smin,
+        half=vector["w1_mb"] * 1e6 / bytes_token,
+        shortest=vector["smin"] ** vector["p"],
         power=vector["p"],
         inverse=1 / vector["p"],
         byte_time=decoding * bytes_token / (bandwidth * vector["eb"]),
         flop_time=decoding * flops_token / (peak * vector["ec"]),
+        chain=decoding * vector["chain_ns"] * 1e-9,
         prefill_t0=prefilling * context["t0_us"] * 1e-6,
         prefill_s0=context["s0"],
         prefill_pair=prefilling * pair / (peak * context["ec"]),
@@ -107,10 +120,9 @@ def attention(constants: Constants, host: Runtime, model: Model, kv_cache: KvFor
     )
 
 
-def _pick(constants: Constants, op: str, form: str, engine: str = "") -> dict[str, float]:
-    table = constants.ops[op]
-    if own := table.get(f"{engine}_{form}"):
-        return dict(own)
-    first = next(iter(table))
+def _pick(constants: Constants, op: str, form: str, kind: str = "", engine: str = "") -> Mapping[str, float]:
+    """The vector of the engine's own kernel, of this kind of heads, of the usual ones; the 16-bit one where there is no FP8."""
+    table: Mapping[str, Mapping[str, float]] = constants.ops[op]
     plain = form.replace("fp8", "bf16")
-    return dict(table.get(form) or table.get(plain) or table[first])
+    named = (f"{engine}_{form}", f"{form}{kind}", form, f"{plain}{kind}", plain)
+    return next((table[key] for key in named if key in table), next(iter(table.values())))

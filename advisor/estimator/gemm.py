@@ -1,11 +1,12 @@
 """Time of a dense matrix multiplication, and of what quantization adds before it.
 
-    t = t0 + kk K + (C^p + B^p)^(1/p) + q 2MK/BW
+    t = t0 + (C^p + B^p + (kk K)^p)^(1/p) + 2M (q K + o N)/BW
     C = 2K (RN + a0 128 min(R, 128)) / (P ec)        compute on R = max(M, least) rows, tiles of 128 rows included
-    B = (w NK + 2MN) / (BW eb)                        weights and output
+    B = w NK / (BW eb)                                weights
 
-with P and BW the GPU's peaks and t0, kk, ec, eb, a0, q, p fitted per GPU and format on per-operation measurements
-(profiles/constants; facts/estimator.md section 3 describes the form). M tokens, K inputs, N outputs, w bytes a weight.
+with P and BW the GPU's peaks and t0, kk, ec, eb, a0, q, o, p fitted per GPU and format on per-operation measurements
+(profiles/constants). M tokens, K inputs, N outputs, w bytes a weight. kk K is the time of one tile, which a matrix too small to
+fill the GPU takes however few its rows; 2M(qK + oN) what goes in and out, which does not overlap with the multiplication.
 
 Formats that a GPU has no measured kernel for take the 16-bit one's vector. Weight-only formats dequantize on the way: their
 multiplications run at a share of the peak, and beyond FEW rows TensorRT-LLM's Hopper kernels multiply a whole tile of rows
@@ -48,8 +49,8 @@ class Gemm(NamedTuple):
     fixed: float
     per_row: float
     per_tile_row: float
-    bytes_fixed: float
-    bytes_row: float
+    least_time: float
+    """seconds to read the weights, or of one tile, to the power of `power`"""
     power: float
     inverse: float
     linear: float
@@ -63,13 +64,14 @@ class Gemm(NamedTuple):
 
     def is_compute_bound(self, m: float) -> bool:
         """Whether M rows take longer to multiply than to move."""
-        return self.per_row * (self.least if FEW < m < self.least else m) > self.bytes_fixed + self.bytes_row * m
+        least: float = self.least_time**self.inverse
+        return self.per_row * (self.least if FEW < m < self.least else m) > least
 
 
 class Run(NamedTuple):
     """Matrices of one kernel, as little as a step has to do for each: it is asked often and is little else than these.
 
-    How often each is multiplied by is in its coefficients: (C^p + B^p)^(1/p) grows as C and B do.
+    How often each is multiplied by is in its coefficients: (C^p + B^p + ...)^(1/p) grows as C and B do.
     """
 
     least: float
@@ -79,8 +81,8 @@ class Run(NamedTuple):
     """seconds of all of them whatever M is"""
     linear: float
     """seconds of all of them for each of M"""
-    matrices: tuple[tuple[float, float, float, float], ...]
-    """per_row, per_tile_row, bytes_fixed, bytes_row of each"""
+    matrices: tuple[tuple[float, float, float], ...]
+    """per_row, per_tile_row, least_time of each"""
 
 
 def in_runs(gemms: Iterable[Gemm]) -> tuple[Run, ...]:
@@ -94,8 +96,7 @@ def in_runs(gemms: Iterable[Gemm]) -> tuple[Run, ...]:
             sum(one.fixed * one.times for one in run),
             sum(one.linear * one.times for one in run),
             tuple(
-                (one.per_row * one.times, one.per_tile_row * one.times, one.bytes_fixed * one.times, one.bytes_row * one.times)
-                for one in run
+                (one.per_row * one.times, one.per_tile_row * one.times, one.least_time * one.times**one.power) for one in run
             ),
         )
         for kernel, run in kernels.items()
@@ -109,9 +110,8 @@ def total_seconds(runs: tuple[Run, ...], m: float) -> float:
         rows = least if FEW < m < least else m
         tile = rows if rows < 128 else 128.0
         seconds += fixed + linear * m
-        for per_row, per_tile_row, bytes_fixed, bytes_row in matrices:
-            compute, memory = per_row * rows + per_tile_row * tile, bytes_fixed + bytes_row * m
-            seconds += (compute**power + memory**power) ** inverse
+        for per_row, per_tile_row, least_time in matrices:
+            seconds += ((per_row * rows + per_tile_row * tile) ** power + least_time) ** inverse
     return seconds
 
 
@@ -125,15 +125,15 @@ def gemm(
     launch, factor = (1.0, 1.0) if vector.get("own") else (host.launch, host.dense(weights))
     slower = host.slower(weights, constants.peaks.get("fp4"))
     factor *= slower
+    power = vector["p"]
     return Gemm(
-        fixed=slower * launch * (vector["t0_us"] * 1e-6 + vector["kk_ns"] * 1e-9 * k),
+        fixed=slower * launch * vector["t0_us"] * 1e-6,
         per_row=factor * 2 * k * n / rate,
         per_tile_row=factor * 2 * k * vector["a0"] * 128 / rate,
-        bytes_fixed=n * k * bits / 8 / bandwidth,
-        bytes_row=2 * n / bandwidth,
-        power=vector["p"],
-        inverse=1 / vector["p"],
-        linear=vector["q"] * 2 * k / constants.bandwidth,
+        least_time=(n * k * bits / 8 / bandwidth) ** power + (factor * vector["kk_ns"] * 1e-9 * k) ** power,
+        power=power,
+        inverse=1 / power,
+        linear=2 * (vector["q"] * k + vector["o"] * n) / constants.bandwidth,
         least=shares.least,
         times=times,
     )
