@@ -96,10 +96,11 @@ def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budg
     whole = math.floor(requests / most)
     rest = requests - whole * most
     full = in_flight(step, most, isl, osl, budget)
-    tail = _ramp(step, full, osl, budget)
+    tail = 0.0
     if rest >= 1:
         last = in_flight(step, rest, isl, osl, budget, full.alone)
-        tail = max(tail, rest * osl / last.tokens_per_s + _ramp(step, last, osl, budget))
+        tail = rest * osl / last.tokens_per_s + _ramp(step, last, osl, budget)
+    tail = _ramp(step, full, osl, budget, tail)
     seconds = whole * most * osl / full.tokens_per_s + tail
     return full._replace(tokens_per_s=requests * osl / seconds)
 
@@ -125,8 +126,10 @@ def filling(step: Steps, rate: float, requests: float, limit: float, isl: float,
     return (area + max(0.0, arriving - elapsed) * before) / arriving
 
 
-def _ramp(step: Steps, flow: Flow, osl: float, budget: float) -> float:
+def _ramp(step: Steps, flow: Flow, osl: float, budget: float, least: float = 0.0) -> float:
     """What a run takes longer than its waves, each in the state `flow`: it starts and ends with some of the slots only.
+
+    At least `least`, which is often more than it can be: a step with half of the sequences takes no longer than one with all.
 
     The prompts of the first wave fill the slots over n steps, and over as many steps the last wave ends: 2n steps with half of
     the sequences instead of n with all. tests/test_batching.py holds it against the simulation of the same runs.
@@ -135,7 +138,9 @@ def _ramp(step: Steps, flow: Flow, osl: float, budget: float) -> float:
     room = max(budget * step.stages - slots / 2, 1.0)
     steps = min(slots * flow.prompt / room, osl)
     whole = flow.plain.seconds if flow.decoding == slots else step.step(slots, context)
-    return max(0.0, steps * (2 * step.step(slots / 2, context) - whole))
+    if steps * whole <= least:
+        return least
+    return max(least, steps * (2 * step.step(slots / 2, context) - whole))
 
 
 def static(step: Steps, sequences: float, isl: float, osl: float, budget: float, idle: float = 0.0) -> Flow:
