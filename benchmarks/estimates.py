@@ -37,21 +37,23 @@ Asked = TypeVar("Asked")
 
 def rate(call: Callable[[Asked], object], asked: Sequence[Asked]) -> float:
     """Calls per second of CPU time, each with another of `asked`: the most of ROUNDS."""
+    size = len(asked) // ROUNDS
     least = float("inf")
-    for start in range(ROUNDS):
-        part = asked[start::ROUNDS]  # every round has loads of all kinds: long ones take other paths than short ones
+    for start in range(0, size * ROUNDS, size):
+        part = asked[start : start + size]
         began = time.process_time()
         for one in part:
             call(one)
-        least = min(least, (time.process_time() - began) / len(part))
-    return 1 / least
+        least = min(least, time.process_time() - began)
+    return size / least
 
 
 def rates(name: str, gpu: Gpu, deployment: Deployment) -> dict[str, float]:
     """The rates of one model and deployment."""
     model, engine, constants = read_model(name)[0], Engine(), constants_of(gpu)
     assert constants is not None
-    lengths = [(500.0 + n % 4999, 100.0 + n % 997) for n in range(COUNT)]  # coprime periods: no pair comes twice
+    # coprime periods: no pair comes twice; strides: every round has prompts of all lengths, which take different paths
+    lengths = [(500.0 + 1009 * n % 4999, 100.0 + n % 997) for n in range(COUNT)]
     loads = [Load(isl=isl, osl=osl, concurrency=1.0 + n % 64) for n, (isl, osl) in enumerate(lengths)]
     offline = [Load(isl=isl, osl=osl, requests=1000) for isl, osl in lengths]
     point = deployment.model_dump(exclude_defaults=True) | {"model": name, "gpu": gpu.id}
