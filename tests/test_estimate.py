@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from advisor.errors import NotPossible
 from advisor.estimator.answer import NOTHING
-from advisor.estimator.deployment import estimate
+from advisor.estimator.deployment import estimate, held
 from advisor.estimator.memory import GIB
 from advisor.profiler.gpu import find_gpu, gpu_names
 from advisor.profiler.model import read_model
@@ -44,6 +44,16 @@ def test_the_numbers_fit_together() -> None:
     memory = made.memory_gib
     assert memory.total == pytest.approx(memory.weights + memory.kv_cache + memory.activations + memory.runtime)
     assert memory.total <= memory.capacity
+
+
+@pytest.mark.parametrize("release", ["1.2.1", "0.17.0"])
+@pytest.mark.parametrize("load", [CHAT, Load(isl=1024, osl=512, requests=1000), Load(isl=100_000, osl=512)])
+@pytest.mark.parametrize("tensor", [1, 2, 4, 8])
+def test_what_is_held_is_what_the_estimate_says(tensor: int, load: Load, release: str) -> None:
+    asked = big(), h100(8), Deployment(tensor_parallel=tensor, replicas=8 // tensor), load, Engine(version=release)
+    made, found = estimate(*asked), held(*asked)
+    assert (found.most, bool(found.most)) == (made.max_concurrency, made.fits)
+    assert found.weight_share == pytest.approx(made.memory_gib.weights / made.memory_gib.capacity, rel=1e-12)
 
 
 def test_every_number_has_a_basis_and_an_interval_around_it() -> None:

@@ -16,7 +16,7 @@ import pytest
 from advisor import pipeline
 from advisor.errors import InputError
 from advisor.reasoner.choice import aim, violations, worth
-from advisor.reasoner.decision import decide
+from advisor.reasoner.decision import Search, decide
 from advisor.reasoner.diagnosis import diagnose, find_firing
 from advisor.reasoner.rejection import describe
 from advisor.reasoner.support import lookup
@@ -179,6 +179,14 @@ def test_an_expert_would_choose(expected: Expected) -> None:
     assert decision.feasible
     wrong = {field: values[field] for field, allowed in expected.answer.items() if values[field] not in allowed}
     assert not wrong, describe(chosen)
+    again = decide(profile, rulebook, firing, Search(profile, fitting=True))
+    assert (again.chosen.deployment, again.feasible) == (chosen, True), "what does not fit decides nothing"
+
+
+def test_what_fits_nowhere_is_no_plan_however_it_is_searched() -> None:
+    profile, rulebook = pipeline.profile(L405, gpu="h100", gpus=2), pipeline.rules()
+    firing = find_firing(profile, rulebook)
+    assert not any(decide(profile, rulebook, firing, Search(profile, fitting=fitting)).feasible for fitting in (False, True))
 
 
 @pytest.mark.parametrize("expected", SCENARIOS[::4], ids=lambda one: one.why)

@@ -237,6 +237,8 @@ def test_the_gain_never_exceeds_the_tokens_and_rises_with_the_acceptance(rate: f
     high = with_draft(LLAMA_8B, H100, Speculation(method="eagle3", draft_len=draft_len, acceptance=min(1.0, rate + 0.05)))
     assert low.gain(batch, 1000) <= low.tokens * (1 + 1e-9)
     assert low.gain(batch, 1000) < high.gain(batch, 1000)
+    for made in (low, high):  # the steps that drafts share are those that a deployment takes
+        assert made.gain(batch, 1000) == pytest.approx(made.plain.step(batch, 1000) / made.step(batch, 1000), rel=1e-12)
 
 
 @pytest.mark.parametrize(
