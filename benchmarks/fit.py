@@ -47,7 +47,7 @@ BOUNDS = {
     "launch": (0.1, 1.5), "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm_block": (0.7, 1.5), "gemm4": (0.7, 1.5),
     "decode": (0.7, 1.4), "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5),
     "moe4": (0.6, 1.6), "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "wire_ring": (0.3, 2), "ring_us": (0.5, 60),
-    "ring_far_us": (0.5, 60), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9), "pcie_far_share": (0.2, 0.9),
+    "ring_far_us": (0.5, 60), "pair_us": (0.5, 100), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9), "pcie_far_share": (0.2, 0.9),
     "pcie_staged_us": (2, 80), "pcie_pair_us": (1, 1000), "pcie_staged_share": (0.3, 1), "sampling": (1, 20),
     "fused_fp4": (0.01, 1), "exchange": (0.1, 1.5),
     "block_blackwell": (0.8, 4), "request_ms": (1, 300), "eager_layer_us": (5, 2000), "eager_moe_us": (5, 3000),
@@ -61,12 +61,12 @@ COMMON = [
 FITTED = {
     "tensorrt-llm 0.14 to 0.17": [
         *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "moe16", "moe8", "moe16@0.17", "wire_ring", "ring_us",
-        "ring_far_us", "pcie_latency_us", "pcie_share", "pcie_far_share", "pcie_staged_us", "pcie_pair_us",
+        "ring_far_us", "pair_us", "pair_us@0.17", "pcie_latency_us", "pcie_share", "pcie_far_share", "pcie_staged_us", "pcie_pair_us",
         "pcie_staged_share",
     ],
     "tensorrt-llm 0.19 and later": [
         *COMMON, "waiting_us", "pipeline_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4",
-        "moe_block", "moe4", "fused_fp4", "block_blackwell", "ring_us", "layer_us@1.2", "moe_layer_us@1.2", "exchange@1.2",
+        "moe_block", "moe4", "fused_fp4", "block_blackwell", "ring_us", "pair_us", "layer_us@1.2", "moe_layer_us@1.2", "exchange@1.2",
     ],
     "vllm": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
     "sglang": [
@@ -88,7 +88,7 @@ PRIOR = {
     "moe_layer_us@1.2": 12.0, "exchange@1.2": 0.7, "layer_us@0.5.9": 9.0, "moe_layer_us@0.5.9": 12.0,
     "scan_layer_us": 20.0, "scan_layer_us@0.5.10": 10.0,
     "request_ms": 40.0, "eager_layer_us": 300.0, "eager_moe_us": 800.0, "eager_mla_us": 500.0,
-    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5, "ring_us": 5.0, "ring_far_us": 10.0,
+    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5, "ring_us": 5.0, "ring_far_us": 10.0, "pair_us": 20.0, "pair_us@0.17": 3.0,
     "pcie_staged_us": 25.0, "pcie_pair_us": 250.0, "pcie_staged_share": 0.7,
 }  # fmt: skip
 """of the constants that are not factors on kernel times; those are 1 before anything is measured. 1.2 and 0.5.9 chain kernels
@@ -96,7 +96,7 @@ without gaps (programmatic dependent launch) and exchange tokens by direct write
 to 19 % faster from one release to the next at every batch. Before 0.5.10 SGLang ran more kernels around a recurrent layer's
 scan than the one that the tables of 0.5.14 have"""
 
-PRIOR_OF = {"tensorrt-llm 0.14 to 0.17": {"request_ms": 10.0}}
+PRIOR_OF = {"tensorrt-llm 0.14 to 0.17": {"request_ms": 10.0, "pair_us": 10.0}}
 """the C++ server handles a request sooner: the trial's blind test took 10 ms (facts/estimator.md, 2c)"""
 
 

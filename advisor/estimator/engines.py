@@ -118,6 +118,8 @@ class Runtime(NamedTuple):
     ring_us: float
     ring_far_us: float
     """of one message of NCCL's rings among GPUs of one host, A100's apart; 0: all-reduces are the tables' own kernels"""
+    pair_us: float
+    """what is added between two GPUs"""
     ring_mb: float
     """MB at which NCCL takes over from them"""
     gathers: bool

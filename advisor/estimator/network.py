@@ -91,9 +91,9 @@ def _ring(own: Collective, constants: Constants, n: int, host: Runtime) -> Colle
     """The engine's own kernels at few bytes, NCCL's ring at many, a byte more costing as much as it does in their largest."""
     slow = constants.gpu == AMPERE
     byte_time = own.byte_time + own.t1 * own.b1 / (LARGE_BYTES + own.b1) ** 2
-    message = 1e-6 * (host.ring_far_us if slow else host.ring_us)
+    waiting = 2 * (n - 1) * (host.ring_far_us if slow else host.ring_us) + (host.pair_us if n == 2 else 0.0)
     factor = host.wire_ring if slow else host.wire_bandwidth
-    return Collective(own.t0, byte_time * factor, 2 * (n - 1) * message, host.ring_mb * 1e6, ring=True)
+    return Collective(own.t0, byte_time * factor, waiting * 1e-6, host.ring_mb * 1e6, ring=True)
 
 
 def _over_pcie(constants: Constants, n: int, passes: float, host: Runtime) -> Collective:
