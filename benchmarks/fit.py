@@ -83,7 +83,7 @@ PULL = {"tensorrt-llm 0.14 to 0.17": 0.3, "tensorrt-llm 0.19 and later": 3.0, "v
 groups determine stays where physics puts it. Chosen by the error of held-out groups: many groups of one release bear a weak
 pull, few groups of many releases need a strong one"""
 PRIOR = {
-    "sequence_us": 2.0, "waiting_us": 2.0, "pipeline_us": 25.0, "step_us": 100.0, "layer_us": 12.0, "moe_layer_us": 20.0,
+    "sequence_us": 2.0, "waiting_us": 2.0, "pipeline_us": 12.5, "step_us": 100.0, "layer_us": 12.0, "moe_layer_us": 20.0,
     "passes": 14.0, "runtime_gib": 2.0, "grace_factor": 1.0, "overlap": 1.2, "launch": 0.7, "sampling": 5.0, "fused_fp4": 0.5,
     "moe_layer_us@1.2": 12.0, "exchange@1.2": 0.7, "layer_us@0.5.9": 9.0, "moe_layer_us@0.5.9": 12.0,
     "scan_layer_us": 20.0, "scan_layer_us@0.5.10": 10.0,

@@ -27,7 +27,9 @@ class Runtime(NamedTuple):
     waiting_us: float
     """host time per sequence of the whole engine and step, in the step or not (other pipeline stages' micro-batches)"""
     pipeline_us: float
-    """what passing a sequence's state between pipeline stages adds to sequence_us, in each stage"""
+    """what taking or handing on a sequence's new token adds to sequence_us: it passes from the last pipeline stage to the first
+    and on, so that of two stages one sends and one receives, and of more most do both (_executor_loop_pp of
+    tensorrt_llm/_torch/pyexecutor/py_executor.py: "send/recv chain: (pp_size - 1) -> 0 -> 1 -> ... -> (pp_size - 2)")"""
     stage_messages: float
     """messages of the residual stream's size that a pipeline stage takes in and sends on between its kernels: hidden states,
     and in PyTorch also the residual (tensorrt_llm/_torch/models/modeling_utils.py, forward_before_send)"""

@@ -199,7 +199,7 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         graphs=deployment.cuda_graphs,
         element_time=2.0 * model.hidden * model.layers / pp * host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
         host_step=host.step_us * 1e-6,
-        host_sequence=1e-6 * (host.sequence_us + host.waiting_us * pp + (host.pipeline_us if pp > 1 else 0.0)),
+        host_sequence=1e-6 * (host.sequence_us + host.waiting_us * pp + host.pipeline_us * min(pp - 1, 2)),
         host_lookup=host.lookup_us * 1e-6,
         host_lookup_sequence=host.lookup_sequence_us * 1e-6,
         host_draft=host.draft_us * 1e-6,
