@@ -66,7 +66,8 @@ FITTED = {
     ],
     "tensorrt-llm 0.19 and later": [
         *COMMON, "waiting_us", "pipeline_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4",
-        "moe_block", "moe4", "fused_fp4", "block_blackwell", "ring_us", "pair_us", "layer_us@1.2", "moe_layer_us@1.2", "exchange@1.2",
+        "moe_block", "moe4", "fused_fp4", "block_blackwell", "ring_us", "pair_us", "layer_us@1.2",
+        "moe_layer_us@1.2", "exchange@1.2",
     ],
     "vllm": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
     "sglang": [
@@ -88,7 +89,8 @@ PRIOR = {
     "moe_layer_us@1.2": 12.0, "exchange@1.2": 0.7, "layer_us@0.5.9": 9.0, "moe_layer_us@0.5.9": 12.0,
     "scan_layer_us": 20.0, "scan_layer_us@0.5.10": 10.0,
     "request_ms": 40.0, "eager_layer_us": 300.0, "eager_moe_us": 800.0, "eager_mla_us": 500.0,
-    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5, "ring_us": 5.0, "ring_far_us": 10.0, "pair_us": 20.0, "pair_us@0.17": 3.0,
+    "ring_us": 5.0, "ring_far_us": 10.0, "pair_us": 20.0, "pair_us@0.17": 3.0,
+    "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5,
     "pcie_staged_us": 25.0, "pcie_pair_us": 250.0, "pcie_staged_share": 0.7,
 }  # fmt: skip
 """of the constants that are not factors on kernel times; those are 1 before anything is measured. 1.2 and 0.5.9 chain kernels
