@@ -59,6 +59,18 @@ def test_other_forms_are_written_whole(advise, tmp_path: Path, form: str) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
+def test_a_file_is_written_in_the_form_that_its_ending_says(advise, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    asked = ("--model", MODEL, "--gpu", "h100", "-o")
+    begins = {"r.json": "{", "r.HTML": "<!doctype html", "r.md": "**Serve", "r.txt": "Serve", "html": "Serve"}
+    for name, first in begins.items():
+        assert advise(*asked, tmp_path / name).status == 0
+        assert (tmp_path / name).read_text(encoding="utf-8").lower().startswith(first.lower()), name
+    assert advise("report", tmp_path / "r.json", "-o", tmp_path / "again.md").status == 0
+    assert (tmp_path / "again.md").read_text(encoding="utf-8").startswith("**Serve")
+    assert advise(*asked, tmp_path / "asked.html", "--format", "json").status == 0
+    assert (tmp_path / "asked.html").read_text(encoding="utf-8").startswith("{")
+
+
 def test_stored_profile_plans_the_same(advise, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     question = ("--model", MODEL, "--gpu", "h100", "--concurrency", "8")
     advise("profile", *question, "--save", tmp_path / "profile.json")

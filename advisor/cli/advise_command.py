@@ -10,9 +10,10 @@ import click
 
 from advisor.cli import Commands, _show_version
 from advisor.cli.options import (
-    FORMATS,
     can_show,
     estimator_option,
+    form_of,
+    format_option,
     gather,
     output_option,
     policy_option,
@@ -30,12 +31,18 @@ if TYPE_CHECKING:
 @rules_option
 @policy_option
 @estimator_option
-@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
+@format_option
 @output_option
 @click.option("--grid", "with_grid", is_flag=True, help="Estimates over many loads, for the page's sliders (HTML has them).")
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version.")
 def command(
-    overlay: str | None, policy: str | None, estimator: str, form: Format, output: str | None, with_grid: bool, **options: Any
+    overlay: str | None,
+    policy: str | None,
+    estimator: str,
+    form: Format | None,
+    output: str | None,
+    with_grid: bool,
+    **options: Any,
 ) -> int:
     """Look at a GPU, a model and its traffic, and say which inference optimizations to use, in which order, and why.
 
@@ -55,6 +62,7 @@ def command(
     from advisor import pipeline
     from advisor.report.rendering import render
 
+    form = form_of(form, output)
     report = pipeline.advise(
         gather(options),
         overlay=overlay,

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from advisor.report.rendering import Format
     from advisor.types import Profile, Report
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 FORMATS = ("text", "json", "markdown", "html")
+ENDINGS: dict[str, Format] = {".json": "json", ".md": "markdown", ".html": "html", ".htm": "html"}
 
 _QUESTION = (
     click.option("--model", help="A local folder, a known name (profiles/models) or a hub id.", metavar="MODEL"),
@@ -59,6 +61,9 @@ estimator_option = click.option(
     default="analytic",
     show_default=True,
     help="silicon: NVIDIA's measured per-operation data too, where aiconfigurator-core is installed.",
+)
+format_option = click.option(
+    "--format", "form", type=click.Choice(FORMATS), help="[default: what the ending of -o's FILE says, else text]"
 )
 output_option = click.option("-o", "--output", type=click.Path(), help="Write to a file instead of stdout.", metavar="FILE")
 
@@ -127,6 +132,14 @@ def can_show(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def form_of(form: Format | None, output: str | None) -> Format:
+    """The format that was asked for, or else that of the file it is written to."""
+    if form is not None:
+        return form
+    name = (output or "").lower()
+    return next((said for ending, said in ENDINGS.items() if name.endswith(ending)), "text")
 
 
 def show(text: str, output: str | None) -> None:
