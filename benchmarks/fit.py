@@ -50,8 +50,8 @@ BOUNDS = {
     "ring_far_us": (0.5, 60), "pair_us": (0.5, 100), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9),
     "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (2, 80), "pcie_pair_us": (1, 1000), "pcie_staged_share": (0.3, 1),
     "sampling": (1, 20), "fused_fp4": (0.01, 1), "exchange": (0.1, 1.5),
-    "block_blackwell": (0.8, 4), "request_ms": (1, 300), "eager_layer_us": (5, 2000), "eager_moe_us": (5, 3000),
-    "eager_mla_us": (5, 3000),
+    "scatter_us": (1, 300), "scatter_passes": (1, 300), "request_ms": (1, 300), "eager_layer_us": (5, 2000),
+    "eager_moe_us": (5, 3000), "eager_mla_us": (5, 3000), "eager_block_us": (1, 300),
 }  # fmt: skip
 """what is physically plausible"""
 COMMON = [
@@ -66,7 +66,7 @@ FITTED = {
     ],
     "tensorrt-llm 0.19 and later": [
         *COMMON, "waiting_us", "pipeline_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4",
-        "moe_block", "moe4", "fused_fp4", "block_blackwell", "ring_us", "pair_us", "layer_us@1.2",
+        "moe_block", "moe4", "fused_fp4", "scatter_us", "scatter_passes", "ring_us", "pair_us", "layer_us@1.2",
         "moe_layer_us@1.2", "exchange@1.2",
     ],
     "vllm": [*COMMON, "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],
@@ -76,8 +76,12 @@ FITTED = {
     ],
 }  # fmt: skip
 EAGER = ["eager_layer_us", "eager_moe_us", "eager_mla_us"]
-FIRST = {"vllm": ["request_ms", *EAGER], "sglang": ["request_ms", *EAGER]}
-"""what the first tokens determine, fitted when all else is: for TensorRT-LLM only a request's handling"""
+FIRST = {
+    "tensorrt-llm 0.19 and later": ["request_ms", "eager_block_us"],
+    "vllm": ["request_ms", *EAGER],
+    "sglang": ["request_ms", *EAGER],
+}
+"""what the first tokens determine, fitted when all else is: for TensorRT-LLM up to 0.17 only a request's handling"""
 WEIGHT = {"offline": 1.0, "itl": 0.7, "served itl": 0.7, "ttft": 0.5, "served ttft": 0.5}
 PULL = {"tensorrt-llm 0.14 to 0.17": 0.3, "tensorrt-llm 0.19 and later": 3.0, "vllm": 2.0, "sglang": 2.0}
 """weight of one e-fold of a constant away from its prior, against an error of the same size in one record: a constant that few
@@ -86,6 +90,7 @@ pull, few groups of many releases need a strong one"""
 PRIOR = {
     "sequence_us": 2.0, "waiting_us": 2.0, "pipeline_us": 12.5, "step_us": 100.0, "layer_us": 12.0, "moe_layer_us": 20.0,
     "passes": 14.0, "runtime_gib": 2.0, "grace_factor": 1.0, "overlap": 1.2, "launch": 0.7, "sampling": 5.0, "fused_fp4": 0.5,
+    "scatter_us": 40.0, "scatter_passes": 25.0, "eager_block_us": 30.0,
     "moe_layer_us@1.2": 12.0, "exchange@1.2": 0.7, "layer_us@0.5.9": 9.0, "moe_layer_us@0.5.9": 12.0,
     "scan_layer_us": 20.0, "scan_layer_us@0.5.10": 10.0,
     "request_ms": 40.0, "eager_layer_us": 300.0, "eager_moe_us": 800.0, "eager_mla_us": 500.0,
@@ -96,7 +101,9 @@ PRIOR = {
 """of the constants that are not factors on kernel times; those are 1 before anything is measured. 1.2 and 0.5.9 chain kernels
 without gaps (programmatic dependent launch) and exchange tokens by direct writes: the same DeepSeek-R1 deployments became 10
 to 19 % faster from one release to the next at every batch. Before 0.5.10 SGLang ran more kernels around a recurrent layer's
-scan than the one that the tables of 0.5.14 have"""
+scan than the one that the tables of 0.5.14 have. DeepGEMM's experts took six kernels more than others', of about 6 us, and
+read or wrote a token's choice, in 32 and 16 bits, about seven times at a quarter of the bandwidth; quantizing the tokens of a
+multiplication takes two operators more, where the eight of a plain layer take 100 us to launch"""
 
 PRIOR_OF = {"tensorrt-llm 0.14 to 0.17": {"request_ms": 10.0, "pair_us": 10.0}}
 """the C++ server handles a request sooner: the trial's blind test took 10 ms (facts/estimator.md, 2c)"""

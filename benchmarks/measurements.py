@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from inferencex import is_warm, released, server_settings
 
 from advisor.errors import AdvisorError, InputError
+from advisor.estimator.batching import published_requests
 from advisor.estimator.deployment import estimate
 from advisor.profiler.gpu import find_gpu
 from advisor.profiler.model import read_model
@@ -146,7 +147,7 @@ def _regime(record: dict[str, Any]) -> tuple[Regime, str, Load] | str:
         if "tuning guide" in record["source"] or "blog" in record["source"]:
             return "tuning steps and blogs whose settings are not stated"
         field = "output_tokens_per_s" if metric.endswith("total") else "output_tokens_per_s_per_gpu"
-        return "offline", field, Load(isl=isl, osl=osl, requests=requests)
+        return "offline", field, Load(isl=isl, osl=osl, requests=requests or published_requests(isl, osl))
     if mode.startswith("concurrency=") and metric in ("tpot_ms", "itl_ms"):
         return "itl", "itl_ms", Load(isl=isl, osl=osl, concurrency=float(mode.split("=")[1]))
     if mode.startswith("concurrency=") and metric in ("ttft_mean_ms", "ttft_ms"):

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from advisor.estimator.arrivals import Request
 from advisor.estimator.batching import Steps, filling, in_flight, run, static, static_idle_share
+from advisor.estimator.constants import constants_of
 from advisor.estimator.first_token import Prompts, closed_loop, drained, gathered, open_loop
 from advisor.estimator.replica import Server
 from advisor.estimator.simulation import replay
-from advisor.estimator.step_time import Pace, StepParts
-from advisor.types import Load
+from advisor.estimator.step_time import Pace, StepParts, step_time
+from advisor.profiler.gpu import find_gpu
+from advisor.profiler.model import read_model
+from advisor.types import Deployment, Engine, Load
 
 
 class Plain:
@@ -195,3 +198,19 @@ def test_the_queue_for_slots_of_a_finite_loop_drains() -> None:
     # 4 clients, 1 slot, 10 requests each: 3 wait during 36 services, 1.5 on average during the next 3, none during the last
     assert drained(0.25, 10) * 3 == pytest.approx((3 * 36 + 1.5 * 3) / 40)
     assert drained(0.5, 1e9) == pytest.approx(1.0)
+
+
+def test_a_run_fills_its_steps_up_to_the_sequences_of_a_captured_graph() -> None:
+    model, constants = read_model("Qwen/Qwen3-30B-A3B")[0], constants_of(find_gpu("h200-sxm-141gb")[0])
+    assert constants is not None
+    step = step_time(constants, model, Deployment(weights="fp8"), Engine())
+
+    def rate(sequences: int, largest: float, osl: float = 1000) -> float:
+        return run(step, sequences, 4 * sequences, 1000, osl, 8192, largest).tokens_per_s
+
+    # graphs for 512 and 1,024 sequences: one more than 512 multiplies nearly twice the rows once the prompts are in
+    assert rate(512, 1024) == rate(512, 0)
+    assert rate(513, 1024) < 0.98 * rate(513, 0)
+    # the largest batch bounds it, and where every step has prompts nothing is filled up
+    assert rate(513, 513) == rate(513, 0)
+    assert rate(513, 1024, osl=10) == rate(513, 0, osl=10)

@@ -257,3 +257,17 @@ def test_sglangs_experts_on_hopper_are_its_own_kernels() -> None:
     )
     assert own is not None and other is not None
     assert own.seconds(4) == pytest.approx(71e-6, rel=0.2) and own.seconds(8192) < 0.7 * other.seconds(8192)
+
+
+def test_deepgemms_experts_scattered_tokens_before_1_2() -> None:
+    fields = {"tensor_parallel": 8, "weights": "fp8_block"}
+    before, after = (steps("deepseek-ai/DeepSeek-R1", "b200", version, **fields).moe for version in ("1.1", "1.2"))
+    assert before is not None and after is not None
+    assert before.t0 > after.t0 + runtime("tensorrt-llm", "1.1", "x86").scatter_us * 1e-6
+    assert before.token_time > 4 * after.token_time
+    assert (before.form, after.form) == ("fp8_block", "fp8_block_gen")
+
+
+def test_block_scales_launch_a_kernel_before_each_multiplication() -> None:
+    block, plain = (steps(weights=weights).launches for weights in ("fp8_block", "fp8"))
+    assert block - plain == pytest.approx(32 * 4 * runtime("tensorrt-llm", "1.2.1", "x86").eager_block_us * 1e-6)

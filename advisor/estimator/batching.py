@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ def published_requests(isl: float, osl: float) -> int:
     return next((requests for tokens, requests in PUBLISHED_RUNS if isl + osl <= tokens), 1000)
 
 
+CAPTURED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 384, 512, 1024, 2048, 4096, 8192)
+"""sequences for which those tables captured CUDA graphs, with padding (cuda_graph_config of the page of @03e27c7d)"""
 GENERATIONS, SETTLED = 20, 0.01
 
 
@@ -86,22 +89,24 @@ def in_flight(
     return Flow(sequences, mean, decoding / mean, first, decoding, plain, isl, alone, share, chunks)
 
 
-def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budget: float) -> Flow:
+def run(step: Steps, slots: float, requests: float, isl: float, osl: float, budget: float, largest: float = 0.0) -> Flow:
     """A finite run: `requests` requests, all there at the start, `slots` at once.
 
     Full waves follow each other without a gap; then a wave that fills only some slots ends the run, or the last full wave does,
-    whose sequences end as far apart as their prompts began.
+    whose sequences end as far apart as their prompts began. largest: the batch that CUDA graphs are captured for, 0 for none.
     """
     most = min(slots, requests)
     whole = math.floor(requests / most)
     rest = requests - whole * most
     full = in_flight(step, most, isl, osl, budget)
-    tail = 0.0
+    entering = _steps_with_prompts(step, full, osl, budget)
+    tail, wave = 0.0, most * osl / full.tokens_per_s
     if rest >= 1:
         last = in_flight(step, rest, isl, osl, budget, full.alone)
-        tail = rest * osl / last.tokens_per_s + _ramp(step, last, osl, budget)
-    tail = _ramp(step, full, osl, budget, tail)
-    seconds = whole * most * osl / full.tokens_per_s + tail
+        tail = rest * osl / last.tokens_per_s + _ramp(step, last, osl, _steps_with_prompts(step, last, osl, budget))
+    if entering < osl and isinstance(step, StepTime) and largest:  # of the last wave, which is shorter, it is left out
+        wave += (osl - entering) * _filled_up(step, full, largest)
+    seconds = whole * wave + _ramp(step, full, osl, entering, tail)
     return full._replace(tokens_per_s=requests * osl / seconds)
 
 
@@ -126,17 +131,33 @@ def filling(step: Steps, rate: float, requests: float, limit: float, isl: float,
     return (area + max(0.0, arriving - elapsed) * before) / arriving
 
 
-def _ramp(step: Steps, flow: Flow, osl: float, budget: float, least: float = 0.0) -> float:
+def _filled_up(step: StepTime, flow: Flow, largest: float) -> float:
+    """Seconds that a step without prompts, in the state `flow`, takes longer because it is filled up.
+
+    It runs as a CUDA graph captured for at least as many sequences and no more than the `largest` batch, and multiplies the
+    rows that are missing, which are all the same token's. That these are sent too costs nothing that published tables show.
+    """
+    each, most = flow.decoding / step.stages / step.width, largest / step.stages
+    if each >= most or not step.graphs:
+        return 0.0
+    size = CAPTURED[bisect_left(CAPTURED, each)]
+    return step.filled(flow.plain.parts, each, size if size < most else most)
+
+
+def _steps_with_prompts(step: Steps, flow: Flow, osl: float, budget: float) -> float:
+    """Steps over which the prompts of sequences that start together come in, half of the sequences beside them on average."""
+    return min(flow.sequences * flow.prompt / max(budget * step.stages - flow.sequences / 2, 1.0), osl)
+
+
+def _ramp(step: Steps, flow: Flow, osl: float, steps: float, least: float = 0.0) -> float:
     """What a run takes longer than its waves, each in the state `flow`: it starts and ends with some of the slots only.
 
     At least `least`, which is often more than it can be: a step with half of the sequences takes no longer than one with all.
 
-    The prompts of the first wave fill the slots over n steps, and over as many steps the last wave ends: 2n steps with half of
-    the sequences instead of n with all. tests/test_batching.py holds it against the simulation of the same runs.
+    The prompts of the first wave fill the slots over n `steps`, and over as many the last wave ends: 2n steps with half of the
+    sequences instead of n with all. tests/test_batching.py holds it against the simulation of the same runs.
     """
     slots, context = flow.sequences, flow.prompt + osl / 2
-    room = max(budget * step.stages - slots / 2, 1.0)
-    steps = min(slots * flow.prompt / room, osl)
     whole = flow.plain.seconds if flow.decoding == slots else step.step(slots, context)
     if steps * whole <= least:
         return least

@@ -19,7 +19,7 @@ from advisor.estimator.first_token import TURNS, FirstToken, Prompts, closed_loo
 from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
 from advisor.estimator.step_time import StepTime, step_time
-from advisor.estimator.trtllm_bench import as_built, builds, running
+from advisor.estimator.trtllm_bench import as_built, builds, expected_tokens, running, settings
 from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model, Speculation
 
 DEFAULT_TOKENS = 8192
@@ -44,6 +44,8 @@ class Prepared:
     host: Runtime
     tokens: int
     batch: int
+    room: float = 0.0
+    """tokens for which a benchmark that captures CUDA graphs expects memory; 0 where none does or it is not known"""
 
 
 def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine: Engine | None = None) -> Estimate:
@@ -153,7 +155,9 @@ def _plain(model: Model, gpu: Gpu, deployment: Deployment, engine: Engine) -> Pr
     spread = None if constants is None else spread_of(model, constants, deployment.weights, engine)
     step = cache(lambda: None if constants is None else step_time(constants, model, deployment, engine))
     memory = parts(model, gpu, deployment, engine, tokens, batch)
-    return Prepared(model, gpu, memory, constants, step, spread, host, tokens, batch)
+    known = host.pads and model.mla is None and gpu.memory_gib is not None
+    room = expected_tokens(model, gpu.memory_gib or 0.0, deployment) if known else 0.0
+    return Prepared(model, gpu, memory, constants, step, spread, host, tokens, batch, room)
 
 
 def _drafting(plain: Prepared, model: Model, deployment: Deployment, speculation: Speculation) -> Prepared:
@@ -256,12 +260,23 @@ def _flow(
         )
         return flow, first
     if load.requests is not None:
-        flow = batching.run(step, float(limit), load.requests / replicas, isl, osl, tokens)
+        largest, tokens = _benchmarked(ready, deployment, isl, osl)
+        flow = batching.run(step, float(limit), load.requests / replicas, isl, osl, tokens, largest)
         notes.append(f"offline: a run of {load.requests} requests, the last of which fill only some of the slots")
     else:
         flow = batching.in_flight(step, float(limit), isl, osl, tokens)
     notes.append("offline: TTFT is that of a request once it has a slot")
     return flow, open_loop(step, flow, request)
+
+
+def _benchmarked(ready: Prepared, deployment: Deployment, isl: float, osl: float) -> tuple[int, int]:
+    """The batch for which an offline run captures CUDA graphs, 0 where that is not known, and the tokens of its steps."""
+    if not ready.room:
+        return 0, ready.tokens
+    largest, fewer = settings(ready.room, deployment.pipeline_parallel, isl, osl)
+    if deployment.attention_dp or deployment.max_num_tokens is not None:
+        return largest, ready.tokens
+    return largest, fewer if fewer > isl else math.ceil(isl)
 
 
 def _at_rate(

@@ -60,6 +60,8 @@ class Runtime(NamedTuple):
     """default tokens per step"""
     batch: int
     """default sequences per step"""
+    pads: bool
+    """whether offline runs capture CUDA graphs for some numbers of sequences, to which a step without prompts is filled up"""
     prompts_apart: bool
     """whether prompts run in steps of their own while the running sequences wait: SGLang takes a batch of prompts first where
     there is one (python/sglang/srt/managers/scheduler.py, get_next_batch_to_run) unless --enable-mixed-chunk is given"""
@@ -70,6 +72,8 @@ class Runtime(NamedTuple):
     eager_mla_us: float
     """launching a layer's kernels one by one, and what experts and latent attention add: a step with prompts, which runs
     without CUDA graphs, cannot be faster than its launches"""
+    eager_block_us: float
+    """launching the kernel that quantizes the tokens before a multiplication with FP8 block scales"""
     uncompiled_layer_us: float
     """launching a layer's kernels one by one where CUDA graphs are off and the engine's compilation with them"""
     lookup_us: float
@@ -110,8 +114,11 @@ class Runtime(NamedTuple):
     """time of this release's kernels relative to those that the tables of profiles/constants measured (moe4: also of generated
     kernels in other formats); of matrix multiplications only the compute-bound part: it also carries the lower clocks under
     sustained load"""
-    block_blackwell: float
-    """the same of FP8 block scales on Blackwell, experts and the rest, their fixed time included"""
+    scatter_us: float
+    scatter_passes: float
+    """what DeepGEMM's experts, those of FP8 block scales on Blackwell, cost besides: per layer, and times that a token's choice
+    is read or written. TensorRT-LLM scattered tokens in 32 bits to a padded block of rows for each expert and quantized 128
+    values at a time with an atomic operation for every scale (_torch/modules/fused_moe/fused_moe_deepgemm.py before 1.2)"""
     wire_latency: float
     wire_bandwidth: float
     wire_ring: float
@@ -160,10 +167,6 @@ class Runtime(NamedTuple):
             return self.gemm_block
         bits = WEIGHT_BITS[weights]
         return self.gemm16 if bits == 16 else self.gemm8 if bits == 8 else self.gemm4
-
-    def slower(self, weights: WeightFormat, fp4: float | None) -> float:
-        """The factor on all of a format's multiplications on a GPU with this FP4 peak (None before Blackwell)."""
-        return self.block_blackwell if weights == "fp8_block" and fp4 else 1.0
 
     def routed(self, weights: WeightFormat) -> float:
         """The factor on experts with weights of this format."""

@@ -123,11 +123,9 @@ def gemm(
     bandwidth, rate = constants.bandwidth * vector["eb"] * shares.memory, peak * vector["ec"] * shares.compute
     # the factors turn the tables' kernels and their launches into the engine's; its own, timed in a CUDA graph, need neither
     launch, factor = (1.0, 1.0) if vector.get("own") else (host.launch, host.dense(weights))
-    slower = host.slower(weights, constants.peaks.get("fp4"))
-    factor *= slower
     power = vector["p"]
     return Gemm(
-        fixed=slower * launch * vector["t0_us"] * 1e-6,
+        fixed=launch * vector["t0_us"] * 1e-6,
         per_row=factor * 2 * k * n / rate,
         per_tile_row=factor * 2 * k * vector["a0"] * 128 / rate,
         least_time=(n * k * bits / 8 / bandwidth) ** power + (factor * vector["kk_ns"] * 1e-9 * k) ** power,

@@ -46,15 +46,15 @@ class Experts:
     form: str
     """the kernel, as in profiles/constants"""
 
-    def seconds(self, m: float) -> float:
-        """Time of M tokens (of all ranks that share the experts)."""
+    def seconds(self, m: float, idle: float = 0.0) -> float:
+        """Time of M tokens (of all ranks that share the experts), beside `idle` equal ones, which wake no other experts."""
         if m <= 0:
             return 0.0
-        touched = self.local * (1.0 - math.exp(-self.wake * m))
-        compute = (m * self.choices + self.pad * touched) * self.row_time
+        touched, rows = self.local * (1.0 - math.exp(-self.wake * m)), (m + idle) * self.choices
+        compute = (rows + self.pad * touched) * self.row_time
         memory = touched * self.expert_time
         busy: float = (compute**self.power + memory**self.power) ** self.inverse
-        return self.t0 + busy + m * self.choices * self.token_time
+        return self.t0 + busy + rows * self.token_time
 
     def is_compute_bound(self, m: float) -> bool:
         """Whether M tokens take longer to multiply than the experts that they wake take to move."""
@@ -84,18 +84,19 @@ def experts(
     local = moe.experts / ep
     choices = min(moe.active / ep ** (1 - vector["be"]), moe.active, local)
     few, many = vector.get("shapes", {}).get(f"{hidden}x{moe.intermediate}x{moe.experts}", (1.0, 1.0))
-    slower = host.slower(weights, constants.peaks.get("fp4"))
-    factor = host.moe4 if op.endswith("_gen") else slower * host.routed(weights)
+    factor = host.moe4 if op.endswith("_gen") else host.routed(weights)
+    scatters = op == "fp8_block" and (constants.peaks.get("fp4") or 0) > 0
+    beside, passes = (host.scatter_us * 1e-6, host.scatter_passes) if scatters else (0.0, 0.0)
     return Experts(
-        t0=few * slower * host.launch * (vector["t0_us"] * 1e-6 + vector["t1_ns"] * 1e-9 * local),
+        t0=beside + few * host.launch * (vector["t0_us"] * 1e-6 + vector["t1_ns"] * 1e-9 * local),
         choices=choices,
         local=local,
         wake=vector["al"] * moe.active / moe.experts,
         pad=vector["pad"],
         row_time=many * factor * 2 * elements / (peak * vector["ec"]),
-        expert_time=few * slower * elements * bits / 8 / (constants.bandwidth * vector["eb"]),
+        expert_time=few * elements * bits / 8 / (constants.bandwidth * vector["eb"]),
         power=vector["p"],
         inverse=1 / vector["p"],
-        token_time=many * factor * vector["q"] * 2.0 * hidden / constants.bandwidth,
+        token_time=(many * factor * vector["q"] + passes) * 2.0 * hidden / constants.bandwidth,
         form=op,
     )

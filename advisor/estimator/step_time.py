@@ -18,13 +18,15 @@ from advisor.estimator.moe import Experts, experts
 from advisor.estimator.network import Collective, all_gather, all_reduce, link_rate
 from advisor.estimator.recurrent import Scan, scan
 from advisor.estimator.remembering import by_identity
-from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, matrices
+from advisor.estimator.shapes import EVERY_LINEAR, Matrix, bits_per_element, is_quantized, matrices
 from advisor.estimator.sparse import TOP, Indexer, indexer
 from advisor.types import Deployment, Engine, Model
 
 SENT = {"fp8": 8 / 16, "nvfp4": 4.5 / 16, "nvfp4_gen": 4.5 / 16, "mxfp4_fp8": 8.25 / 16}
 """activations that TensorRT-LLM quantizes before it gathers them (tensorrt_llm/_torch/modules/fused_moe/fused_moe_cutlass.py,
 release 1.1: "gather inputs from other parallel ranks" stands after the quantization of x)"""
+QUANTIZING = EVERY_LINEAR - {"experts"}
+"""groups of matrices before each of which tokens are quantized to FP8 block scales"""
 ELEMENT_EFFICIENCY = 0.8
 """bandwidth share that an element-wise kernel reaches: aiconfigurator-core 0.12.0 systems/*.yaml"""
 
@@ -124,6 +126,14 @@ class StepTime:
         # StepParts(...) itself would be 3 % of an estimate, which asks for four to eight steps
         return tuple.__new__(StepParts, (dense, attend, routed, wire, element, host))
 
+    def filled(self, part: StepParts, each: float, size: float) -> float:
+        """Seconds that the step `part` of `each` sequences a rank takes longer if it multiplies `size` rows."""
+        idle = size - each
+        longer = _multiplied(self, size) - part[0] + idle * self.element_time
+        if self.moe is not None:
+            longer += self.moe_layers * self.moe.seconds(each * self.width, idle * self.width) - part[2]
+        return longer * self.stages
+
     def step(self, decode: float, context: float, prefill: float = 0.0, length: float = 1.0) -> float:
         """Seconds until every one of `decode` running sequences has one more token, with `prefill` prompt tokens beside.
 
@@ -161,6 +171,12 @@ class StepTime:
         return Pace(self.stages * (gpu if gpu > launching else launching) + part.host, part)
 
 
+@by_identity(64, values=1)
+def _multiplied(step: StepTime, rows: float) -> float:
+    """Seconds of one stage's matrices outside the experts: graphs are captured for few numbers of rows."""
+    return total_seconds(step.dense, rows) + total_seconds(step.head, rows)
+
+
 def step_time(constants: Constants, model: Model, deployment: Deployment, engine: Engine) -> StepTime:
     """The coefficients for one model, deployment and engine on the GPU of `constants`."""
     return _step_time(constants, runtime_of(engine, constants.own), model, deployment)
@@ -179,6 +195,10 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
     recurrent = model.recurrent.layers if model.recurrent else 0
     routed = _experts(constants, host, model, deployment)
     beside = moe_layers * host.eager_moe_us + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
+    if deployment.weights == "fp8_block":
+        beside += host.eager_block_us * sum(
+            matrix.layers for matrix in matrices(model) if matrix.group in EVERY_LINEAR - {"experts"}
+        )
     return StepTime(
         dense=in_runs(dense),
         first=dense[0],

@@ -3,7 +3,9 @@
 `trtllm-bench build --dataset` takes the largest batch and the tokens of a step from the memory that it expects to be left and
 from the mean lengths (NVIDIA/TensorRT-LLM tensorrt_llm/bench/build/tuning.py), and `trtllm-bench throughput` lets the engine
 choose a smaller batch while it runs (dynamic_max_batch_size of tensorrt_llm/bench/benchmark/throughput.py, chosen by
-cpp/tensorrt_llm/executor/dynamicBatchTuner.cpp). docs/source/performance/perf-overview.md @258c7540 has the commands.
+cpp/tensorrt_llm/executor/dynamicBatchTuner.cpp). docs/source/performance/perf-overview.md @258c7540 has the commands. From
+0.19 nothing is built, but `trtllm-bench throughput` takes the batch and the tokens from the same formula; models with latent
+attention are left out, whose cache it counts as if each head kept keys and values.
 """
 
 from __future__ import annotations
@@ -36,16 +38,28 @@ def as_built(model: Model, gpu: Gpu, deployment: Deployment, load: Load) -> Depl
     """The deployment with the largest batch (of all pipeline stages) and the tokens per step that `trtllm-bench build` sets."""
     if gpu.memory_gib is None:
         return deployment
-    pp = deployment.pipeline_parallel
+    batch, step = settings(expected_tokens(model, gpu.memory_gib, deployment), deployment.pipeline_parallel, load.isl, load.osl)
+    batch, step = deployment.max_batch_size or batch, deployment.max_num_tokens or step
+    return deployment.model_copy(update={"max_batch_size": batch, "max_num_tokens": step, "chunked_prefill": True})
+
+
+def expected_tokens(model: Model, memory_gib: float, deployment: Deployment) -> float:
+    """Tokens for which trtllm-bench expects the GPUs of one replica to have room."""
     heads = max(deployment.tensor_parallel, model.kv_heads)
     token = 2 * model.layers * heads * model.head_dim * KV_BYTES[deployment.kv_cache] / GIB
     weights = parameter_count(model) / 1e9 * WEIGHT_BITS[deployment.weights] / 8  # "GB", beside GiB, as the source has it
-    left = (gpu.memory_gib * ranks(deployment) - weights) * CACHE_SHARE
-    sequences = min(max(left / token / (load.isl + load.osl), 1.0), MOST_SEQUENCES) / pp
-    tokens = min(sequences * (1 + load.isl / load.osl), MOST_TOKENS)
-    batch = deployment.max_batch_size or max(LEAST_SEQUENCES, _rounded(sequences, *GRAINS)) * pp
-    step = deployment.max_num_tokens or max(LEAST_TOKENS, _rounded(tokens, *TOKEN_GRAINS))
-    return deployment.model_copy(update={"max_batch_size": batch, "max_num_tokens": step, "chunked_prefill": True})
+    return (memory_gib * ranks(deployment) - weights) * CACHE_SHARE / token
+
+
+def settings(room: float, stages: int, isl: float, osl: float) -> tuple[int, int]:
+    """The largest batch, of all pipeline stages, and the tokens per step that it sets for these lengths."""
+    sequences = room / (isl + osl)
+    sequences = (1.0 if sequences < 1.0 else sequences if sequences < MOST_SEQUENCES else MOST_SEQUENCES) / stages
+    tokens = sequences * (1 + isl / osl)
+    batch = LEAST_SEQUENCES if sequences <= LEAST_SEQUENCES else _rounded(sequences, *GRAINS)
+    if tokens <= LEAST_TOKENS:
+        return batch * stages, LEAST_TOKENS
+    return batch * stages, _rounded(tokens if tokens < MOST_TOKENS else MOST_TOKENS, *TOKEN_GRAINS)
 
 
 def running(capacity: int) -> int:
@@ -58,5 +72,7 @@ def running(capacity: int) -> int:
 
 
 def _rounded(value: float, grains: tuple[tuple[int, int], ...], largest: int) -> int:
-    grain = next((grain for below, grain in grains if value < below), largest)
-    return grain * math.ceil(value / grain)
+    for below, grain in grains:
+        if value < below:
+            return grain * math.ceil(value / grain)
+    return largest * math.ceil(value / largest)
