@@ -27,6 +27,8 @@ class Ratio(NamedTuple):
     estimated: float
     warm: bool = True
     """both were measured on servers that had seen requests before"""
+    records: tuple[str, ...] = ()
+    """the two that it is taken from"""
 
     @property
     def right_side(self) -> bool:
@@ -50,7 +52,7 @@ def pairs(measured: Iterable[Measured]) -> list[Ratio]:
         if before and after:
             ratio = before / after if one.field in LATENCIES else after / before
             what = f"{record['model']} {record.get('gpu')} tp{record.get('tp')} {record['isl']}/{record['osl']}"
-            found.append(
-                Ratio(record["technique"], record["engine"], one.field, what, record["speedup"], ratio, one.warm and other.warm)
-            )
+            warm = one.warm and other.warm
+            made = Ratio(record["technique"], record["engine"], one.field, what, record["speedup"], ratio, warm, tuple(ids))
+            found.append(made)
     return found
