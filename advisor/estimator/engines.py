@@ -45,6 +45,8 @@ class Runtime(NamedTuple):
     """the same of a recurrent layer's gates and norms; 0 where nothing published determines it"""
     passes: float
     """times that element-wise kernels read or write a token's residual stream, per layer"""
+    wide: float
+    """times that they read or write what lies between a layer's matrices"""
     overlap: float
     """1: host and GPU work add up; larger: they overlap, (gpu^overlap + host^overlap)^(1/overlap)"""
     runtime_gib: float

@@ -217,7 +217,7 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         uncompiled=1e-6 / pp * (model.layers * host.uncompiled_layer_us + beside),
         cold=host.cold_launches,
         graphs=deployment.cuda_graphs,
-        element_time=2.0 * model.hidden * model.layers / pp * host.passes / (constants.bandwidth * ELEMENT_EFFICIENCY),
+        element_time=_element_bytes(host, model, deployment) / pp / (constants.bandwidth * ELEMENT_EFFICIENCY),
         host_step=host.step_us * 1e-6,
         host_sequence=1e-6 * (host.sequence_us + host.waiting_us * pp + host.pipeline_us * min(pp - 1, 2)),
         host_lookup=host.lookup_us * 1e-6,
@@ -229,6 +229,16 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
         stages=pp,
         apart=host.prompts_apart,
     )
+
+
+def _element_bytes(host: Runtime, model: Model, deployment: Deployment) -> float:
+    """Bytes of one token that element-wise kernels move on a rank: its residual stream, which no rank divides, and what lies
+    between matrices that the ranks divide, written by the first and read by the second."""
+    between = 0.0
+    for matrix in matrices(model):
+        if matrix.group in ("attention", "mlp", "shared", "recurrent"):
+            between += matrix.layers * share(matrix, deployment) * (matrix.inputs if matrix.split == "in" else matrix.outputs)
+    return 2.0 * (host.passes * model.hidden * model.layers + host.wide * between)
 
 
 def _head(constants: Constants, host: Runtime, model: Model, deployment: Deployment) -> Gemm:
