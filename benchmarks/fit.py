@@ -65,8 +65,8 @@ FITTED = {
         "pcie_pair_us", "pcie_staged_share",
     ],
     "tensorrt-llm 0.19 and later": [
-        *COMMON, "wide", "waiting_us", "pipeline_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block", "gemm4",
-        "moe_block", "moe4", "fused_fp4", "scatter_us", "scatter_passes", "ring_us", "pair_us", "layer_us@1.2",
+        *COMMON, "wide", "waiting_us", "pipeline_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block",
+        "gemm4", "moe_block", "moe4", "fused_fp4", "scatter_us", "scatter_passes", "ring_us", "pair_us", "layer_us@1.2",
         "moe_layer_us@1.2", "exchange@1.2",
     ],
     "vllm": [*COMMON, "wide", "gemm_block", "gemm4", "moe_block", "moe4", "fused_fp4"],

@@ -112,6 +112,15 @@ def test_nothing_fits_is_4_and_says_what_gives(advise) -> None:  # type: ignore[
     assert "memory" in ran.out
 
 
+@pytest.mark.parametrize("model", ["deepseek-ai/DeepSeek-V3", "Qwen/Qwen3-235B-A22B"])
+def test_a_mixture_far_too_large_has_a_student(advise, model: str) -> None:  # type: ignore[no-untyped-def]
+    ran = advise("--model", model, "--gpu", "l40s", "--format", "json")
+    report = types.Report.model_validate_json(ran.out)
+    assert ran.status == 4 and report.plan.distillation is not None
+    depth = next(student for student in report.plan.distillation.students if student.how == "depth")
+    assert 0 < depth.layers < report.profile.model.layers and depth.expected.fits
+
+
 def test_predict_of_flags(advise) -> None:  # type: ignore[no-untyped-def]
     ran = advise(
         "predict", "--model", MODEL, "--gpu", "h100", "--weights", "fp8", "--isl", 1024, "--osl", 256, "--concurrency", 8

@@ -30,7 +30,7 @@ def shallower(model: Model, layers: int) -> Model:
     share = layers / model.layers
     kept = dict.fromkeys(PER_LAYER, share)
     window = model.window and model.window.model_copy(update={"layers": round(model.window.layers * share)})
-    moe = model.moe and model.moe.model_copy(update={"layers": max(0, model.moe.layers - (model.layers - layers))})
+    moe = model.moe and model.moe.model_copy(update={"layers": max(1, round(model.moe.layers * share))})
     changes = {"layers": layers, "attention_layers": layers, "mlp_layers": layers, "window": window, "moe": moe}
     return _cut(model, f"{model.name} with {layers} of {model.layers} layers", changes, kept)
 
