@@ -44,8 +44,8 @@ BOUNDS = {
     "sequence_us": (0.05, 40), "waiting_us": (0.05, 40), "pipeline_us": (0.5, 60), "step_us": (1, 5000), "layer_us": (1, 100),
     "moe_layer_us": (0.5, 80), "scan_layer_us": (0.5, 80), "passes": (2, 40), "wide": (0.02, 5),
     "runtime_gib": (0.2, 6), "grace_factor": (0.6, 4), "overlap": (1, 8),
-    "launch": (0.1, 1.5), "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm_block": (0.7, 1.5), "gemm4": (0.7, 1.5),
-    "decode": (0.7, 1.4), "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5),
+    "launch": (0.1, 1.5), "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm8_ada": (0.8, 1.5), "gemm_block": (0.7, 1.5),
+    "gemm4": (0.7, 1.5), "decode": (0.7, 1.4), "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5),
     "moe4": (0.6, 1.6), "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "wire_ring": (0.3, 2), "ring_us": (0.5, 60),
     "ring_far_us": (0.5, 60), "pair_us": (0.5, 100), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9),
     "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (2, 80), "pcie_pair_us": (1, 1000), "pcie_staged_share": (0.3, 1),
@@ -60,8 +60,8 @@ COMMON = [
 ]  # fmt: skip
 FITTED = {
     "tensorrt-llm 0.14 to 0.17": [
-        *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "moe16", "moe8", "moe16@0.17", "wire_ring", "ring_us",
-        "ring_far_us", "pair_us", "pair_us@0.17", "pcie_latency_us", "pcie_share", "pcie_far_share", "pcie_staged_us",
+        *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "gemm8_ada", "moe16", "moe8", "moe16@0.17",
+        "wire_ring", "ring_us", "ring_far_us", "pair_us", "pair_us@0.17", "pcie_latency_us", "pcie_share", "pcie_far_share", "pcie_staged_us",
         "pcie_pair_us", "pcie_staged_share",
     ],
     "tensorrt-llm 0.19 and later": [

@@ -16,6 +16,8 @@ from advisor.estimator.shapes import WEIGHT_BITS
 from advisor.types import Engine, WeightFormat
 
 NEWEST = (9999,)
+ADA = "l40s"
+"""whose clocks under sustained load are other than Hopper's"""
 
 
 class Runtime(NamedTuple):
@@ -105,6 +107,7 @@ class Runtime(NamedTuple):
     """fixed time of a matrix multiplication relative to the tables': launches that overlap cost less"""
     gemm16: float
     gemm8: float
+    gemm8_ada: float
     gemm_block: float
     gemm4: float
     decode: float
@@ -147,7 +150,7 @@ class Runtime(NamedTuple):
     pcie_pair_us: float
     pcie_staged_share: float
     """the same where the published figures show that PCIe peers reach each other through host memory, A100 PCIe; what is
-    added between two, whose all-reduce is no ring; the share of the others' bus: a byte staged so crosses it once or twice"""
+    added between two, whose all-reduce is no ring; the share of the others' bus where the ring spans both sockets' memory"""
     pcie_share: float
     pcie_far_share: float
     """share of the bus that an all-reduce reaches among up to four GPUs and among more, which sit on two sockets"""
@@ -163,12 +166,14 @@ class Runtime(NamedTuple):
     fused_fp4: float
     """share of the activation quantization in the NVFP4 kernel table that the engine fuses away"""
 
-    def dense(self, weights: WeightFormat) -> float:
-        """The factor on matrix multiplications with weights of this format."""
+    def dense(self, weights: WeightFormat, gpu: str) -> float:
+        """The factor on matrix multiplications with weights of this format, in kernels that were measured on `gpu`."""
         if weights == "fp8_block":
             return self.gemm_block
         bits = WEIGHT_BITS[weights]
-        return self.gemm16 if bits == 16 else self.gemm8 if bits == 8 else self.gemm4
+        if bits == 8:
+            return self.gemm8_ada if gpu == ADA else self.gemm8
+        return self.gemm16 if bits == 16 else self.gemm4
 
     def routed(self, weights: WeightFormat) -> float:
         """The factor on experts with weights of this format."""

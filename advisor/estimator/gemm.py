@@ -122,7 +122,7 @@ def gemm(
     vector, peak, shares = _vector(constants, host, weights)
     bandwidth, rate = constants.bandwidth * vector["eb"] * shares.memory, peak * vector["ec"] * shares.compute
     # the factors turn the tables' kernels and their launches into the engine's; its own, timed in a CUDA graph, need neither
-    launch, factor = (1.0, 1.0) if vector.get("own") else (host.launch, host.dense(weights))
+    launch, factor = (1.0, 1.0) if vector.get("own") else (host.launch, host.dense(weights, constants.gpu))
     power = vector["p"]
     return Gemm(
         fixed=launch * vector["t0_us"] * 1e-6,

@@ -101,6 +101,6 @@ def _over_pcie(constants: Constants, n: int, passes: float, host: Runtime) -> Co
     bus = (constants.link_bytes or PCIE_4_X16) * (host.pcie_share if n <= 4 else host.pcie_far_share)
     latency = host.pcie_latency_us * 2 * (n - 1)
     if constants.gpu == AMPERE:
-        bus *= host.pcie_staged_share
+        bus *= 1.0 if n <= 4 else host.pcie_staged_share
         latency = host.pcie_staged_us * 2 * (n - 1) + (host.pcie_pair_us if n == 2 else 0.0)
     return Collective(passes / 2 * latency * 1e-6, passes * (n - 1) / n / bus, 0.0, 1.0)
