@@ -45,7 +45,8 @@ BOUNDS = {
     "moe_layer_us": (0.5, 80), "scan_layer_us": (0.5, 80), "passes": (2, 40), "wide": (0.02, 5),
     "runtime_gib": (0.2, 6), "grace_factor": (0.6, 4), "overlap": (1, 8),
     "launch": (0.1, 1.5), "gemm16": (0.8, 1.5), "gemm8": (0.8, 1.5), "gemm8_ada": (0.8, 1.5), "gemm_block": (0.7, 1.5),
-    "gemm4": (0.7, 1.5), "decode": (0.7, 1.4), "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5), "moe_block": (0.6, 1.5),
+    "gemm4": (0.7, 1.5), "decode": (0.7, 1.4), "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5),
+    "moe_block": (0.6, 1.5),
     "moe4": (0.6, 1.6), "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "wire_ring": (0.3, 2), "ring_us": (0.5, 60),
     "ring_far_us": (0.5, 60), "pair_us": (0.5, 100), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9),
     "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (2, 80), "pcie_pair_us": (1, 1000), "pcie_staged_share": (0.3, 1),
@@ -61,8 +62,8 @@ COMMON = [
 FITTED = {
     "tensorrt-llm 0.14 to 0.17": [
         *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "gemm8_ada", "moe16", "moe8", "moe16@0.17",
-        "wire_ring", "ring_us", "ring_far_us", "pair_us", "pair_us@0.17", "pcie_latency_us", "pcie_share", "pcie_far_share", "pcie_staged_us",
-        "pcie_pair_us", "pcie_staged_share",
+        "wire_ring", "ring_us", "ring_far_us", "pair_us", "pair_us@0.17", "pcie_latency_us", "pcie_share", "pcie_far_share",
+        "pcie_staged_us", "pcie_pair_us", "pcie_staged_share",
     ],
     "tensorrt-llm 0.19 and later": [
         *COMMON, "wide", "waiting_us", "pipeline_us", "overlap", "grace_factor", "runtime_gib", "sampling", "gemm_block",
