@@ -145,6 +145,8 @@ class Window(Value):
     """how many of Model.attention_layers are local"""
     kv_elements: float | None = None
     """cache elements per token of one local layer where it is not 2 * kv_heads * head_dim; None: it is"""
+    chunked: bool = False
+    """whether a token attends to those of its own chunk of `size` tokens before it (Llama 4), not to the last `size`"""
 
 
 class Recurrent(Value):

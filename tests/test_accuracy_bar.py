@@ -74,7 +74,7 @@ def test_a_sample_of_itl(measured: list[Measured]) -> None:
 def test_offline_throughput(measured: list[Measured]) -> None:
     found = errors(measured, "offline")
     assert len(found) > 1000
-    assert mean(found) <= 6 and median(found) <= 4.5 and spearman(found) >= 0.99  # bar: 8 and 5
+    assert mean(found) <= 5 and median(found) <= 3.5 and spearman(found) >= 0.99  # bar: 8 and 5
     for key in (lambda m: m.gpu.id, lambda m: m.model.name):
         groups = defaultdict(list)
         for item in found:
@@ -89,7 +89,7 @@ def test_offline_throughput_held_out(measured: list[Measured]) -> None:
     out = held_out()
     held = [(m, out[m.id]) for m, _ in errors(measured, "offline") if m.id in out]
     assert len(held) > 1000
-    assert mean(held) <= 6.5 and median(held) <= 4.7  # bar: 8 and 5
+    assert mean(held) <= 5.5 and median(held) <= 4  # bar: 8 and 5
     assert 0.75 <= coverage(held, out) <= 0.85
     assert 0.70 <= fold_coverage(held, out) <= 0.85  # bar: 0.75
 
@@ -120,5 +120,5 @@ def test_ratios_and_choices(measured: list[Measured]) -> None:
     experts = [r for r in pairs(measured) if r.technique == "expert_parallel"]
     assert len(experts) > 50 and statistics.fmean(r.right_side for r in experts) >= 0.9
     found, out = choices(), held_out_regrets()
-    assert statistics.fmean(c.near_best for c in found) >= 0.93  # bar: 0.97
-    assert len(out) == len(found) and statistics.fmean(regret <= NEAR_BEST for regret in out.values()) >= 0.93
+    assert statistics.fmean(c.near_best for c in found) >= 0.96  # bar: 0.97
+    assert len(out) == len(found) and statistics.fmean(regret <= NEAR_BEST for regret in out.values()) >= 0.96

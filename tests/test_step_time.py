@@ -108,6 +108,20 @@ def test_prefill_attention_grows_with_the_square_of_the_prompt_and_windows_cap_i
     assert window.prefill(512, 512) == pytest.approx(whole.prefill(512, 512))
 
 
+def test_chunked_layers_attend_within_their_chunk() -> None:
+    found, model = constants("b200"), read_model("meta-llama/Llama-4-Maverick-17B-128E-Instruct")[0]
+    assert model.window is not None and model.window.chunked and model.window.size == 8192
+    whole, window, chunk = (
+        attention(found, HOST, model, "bf16", 1, size, chunked)
+        for size, chunked in ((math.inf, False), (8192.0, False), (8192.0, True))
+    )
+    assert chunk.prefill(8192, 8192) == pytest.approx(whole.prefill(8192, 8192))
+    quadratic = [op.prefill(32768, 32768) - op.prefill_t0 - 32768 * op.prefill_token for op in (window, chunk)]
+    assert quadratic[1] / quadratic[0] == pytest.approx(4096 / (8192 - 1024), rel=0.01)  # half a chunk, or nearly a window
+    assert chunk.decode(64, 2000) == pytest.approx(whole.decode(64, 2000))
+    assert chunk.decode(64, 1e6) == pytest.approx(whole.decode(64, 4096), rel=0.01) < window.decode(64, 1e6)
+
+
 def test_experts_are_touched_as_tokens_come() -> None:
     found, model = constants("b200"), read_model("Qwen/Qwen3-30B-A3B")[0]
     assert model.moe is not None

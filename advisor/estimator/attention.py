@@ -51,12 +51,15 @@ class Attention:
     """seconds per query-key pair at full efficiency"""
     prefill_token: float
     window: float
+    chunked: bool = False
 
     def decode(self, sequences: float, context: float) -> float:
         """Seconds of one decode step of one layer: `sequences` queries, each over `context` tokens."""
         if sequences <= 0:
             return 0.0
         s = context if context < self.window else self.window
+        if self.chunked:
+            s = _into_chunk(2 * context, self.window)
         work = sequences * s
         busy: float = sequences * (self.byte_time + self.flop_time) * (s**self.power + self.shortest) ** self.inverse
         alone = self.chain * s
@@ -67,11 +70,23 @@ class Attention:
         if tokens <= 0:
             return 0.0
         reach = length if length <= self.window else self.window
-        pairs = tokens * (reach - reach * reach / (2 * length))
+        pairs = tokens * (_into_chunk(length, self.window) if self.chunked else reach - reach * reach / (2 * length))
         return self.prefill_t0 + pairs * self.prefill_pair * (1 + self.prefill_s0 / length) + tokens * self.prefill_token
 
 
-def attention(constants: Constants, host: Runtime, model: Model, kv_cache: KvFormat, parts: int, window: float) -> Attention:
+def _into_chunk(length: float, chunk: float) -> float:
+    """How far into its chunk a token of a sequence of `length` tokens is on average.
+
+    A sequence that is answered is taken to have twice its present context, as lengths that differ would have on average.
+    """
+    whole = length // chunk
+    rest = length - whole * chunk
+    return (whole * chunk * chunk + rest * rest) / (2 * length)
+
+
+def attention(
+    constants: Constants, host: Runtime, model: Model, kv_cache: KvFormat, parts: int, window: float, chunked: bool = False
+) -> Attention:
     """The coefficients with the heads divided over `parts` ranks (K and V heads copied when there are fewer)."""
     peak = constants.peaks["bf16"]
     assert peak is not None
@@ -117,6 +132,7 @@ def attention(constants: Constants, host: Runtime, model: Model, kv_cache: KvFor
         prefill_pair=prefilling * pair / (peak * context["ec"]),
         prefill_token=prefilling * context["q"] * stored / bandwidth,
         window=window,
+        chunked=chunked,
     )
 
 

@@ -276,7 +276,8 @@ def _attention(
         whole = attention(constants, host, model, deployment.kv_cache, parts, TOP if model.indexer_bytes else float("inf"))
         found.append((whole, (model.attention_layers - local) / pp))
     if model.window is not None and local:
-        found.append((attention(constants, host, model, deployment.kv_cache, parts, float(model.window.size)), local / pp))
+        size, chunked = float(model.window.size), model.window.chunked
+        found.append((attention(constants, host, model, deployment.kv_cache, parts, size, chunked), local / pp))
     return tuple(found)
 
 

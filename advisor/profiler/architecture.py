@@ -121,7 +121,8 @@ def _window(sizes: Sizes, local: list[Heads], plain: float, *, always: bool) -> 
     if not local or sizes.window is None:
         return None
     elements = _differing(local, plain)
-    return Window(size=sizes.window, layers=len(local), kv_elements=plain if always and elements is None else elements)
+    kept = plain if always and elements is None else elements
+    return Window(size=sizes.window, layers=len(local), kv_elements=kept, chunked=sizes.chunked)
 
 
 def _differing(heads: list[Heads], usual: float) -> float | None:

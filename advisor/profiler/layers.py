@@ -186,6 +186,11 @@ def window_size(config: Configuration) -> int | None:
     return None if context is not None and size >= context else size
 
 
+def is_chunked(config: Configuration) -> bool:
+    """Whether what window_size says is the length of chunks (Llama 4)."""
+    return config.find("sliding_window", "attention_chunk_size")[0] == "attention_chunk_size"
+
+
 WINDOW_KEYS = (
     "sliding_window", "attention_chunk_size", "sliding_window_size", "attention_window_size", "window_size",
     "local_window_size",

@@ -12,7 +12,17 @@ from advisor.profiler.blocks import Overrides, SharedBlock, read_overrides, read
 from advisor.profiler.compressed import Compressed, read_compressed
 from advisor.profiler.configuration import HIDDEN_KEYS, Configuration
 from advisor.profiler.feed_forward import Experts, expert_layer_params, is_gated, mlp_params, read_experts, read_width
-from advisor.profiler.layers import CONTEXT_KEYS, WINDOW_KEYS, Feed, Kinds, Mixer, layer_count, layer_kinds, window_size
+from advisor.profiler.layers import (
+    CONTEXT_KEYS,
+    WINDOW_KEYS,
+    Feed,
+    Kinds,
+    Mixer,
+    is_chunked,
+    layer_count,
+    layer_kinds,
+    window_size,
+)
 from advisor.profiler.recurrent import read_recurrent
 from advisor.types import Mla, Recurrent
 
@@ -45,6 +55,8 @@ class Sizes(NamedTuple):
     heads: Heads
     mla: Mla | None
     window: int | None
+    chunked: bool
+    """whether the window is a chunk that tokens are divided into"""
     experts: Experts | None
     recurrent: Recurrent | None
     width: int
@@ -77,7 +89,8 @@ def read_sizes(config: Configuration, *, gated: bool | None, notes: list[str]) -
             "config.json gives no MLP width; taken as four times the hidden size, as the architectures without the key have it."
         )
     recurrent = read_recurrent(config, hidden, heads.heads, heads.key_dim)
-    return Sizes(layers, hidden, vocab, gated, tied, heads, mla, window_size(config), experts, recurrent, width or 0)
+    window, chunked = window_size(config), is_chunked(config)
+    return Sizes(layers, hidden, vocab, gated, tied, heads, mla, window, chunked, experts, recurrent, width or 0)
 
 
 def read_layers(config: Configuration, sizes: Sizes, notes: list[str]) -> list[Layer]:
