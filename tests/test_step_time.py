@@ -119,7 +119,8 @@ def test_chunked_layers_attend_within_their_chunk() -> None:
     quadratic = [op.prefill(32768, 32768) - op.prefill_t0 - 32768 * op.prefill_token for op in (window, chunk)]
     assert quadratic[1] / quadratic[0] == pytest.approx(4096 / (8192 - 1024), rel=0.01)  # half a chunk, or nearly a window
     assert chunk.decode(64, 2000) == pytest.approx(whole.decode(64, 2000))
-    assert chunk.decode(64, 1e6) == pytest.approx(whole.decode(64, 4096), rel=0.01) < window.decode(64, 1e6)
+    assert chunk.decode(64, 1e6) == pytest.approx(whole.decode(64, 4096), rel=0.01)
+    assert chunk.decode(64, 1e6) < window.decode(64, 1e6)
 
 
 def test_experts_are_touched_as_tokens_come() -> None:
