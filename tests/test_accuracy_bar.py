@@ -120,5 +120,5 @@ def test_ratios_and_choices(measured: list[Measured]) -> None:
     experts = [r for r in pairs(measured) if r.technique == "expert_parallel"]
     assert len(experts) > 50 and statistics.fmean(r.right_side for r in experts) >= 0.9
     found, out = choices(), held_out_regrets()
-    assert statistics.fmean(c.near_best for c in found) >= 0.96  # bar: 0.97
-    assert len(out) == len(found) and statistics.fmean(regret <= NEAR_BEST for regret in out.values()) >= 0.96
+    assert statistics.fmean(c.near_best for c in found) >= 0.97  # the bar
+    assert len(out) == len(found) and statistics.fmean(regret <= NEAR_BEST for regret in out.values()) >= 0.97

@@ -286,3 +286,14 @@ def test_deepgemms_experts_scattered_tokens_before_1_2() -> None:
 def test_block_scales_launch_a_kernel_before_each_multiplication() -> None:
     block, plain = (steps(weights=weights).launches for weights in ("fp8_block", "fp8"))
     assert block - plain == pytest.approx(32 * 4 * runtime("tensorrt-llm", "1.2.1", "x86").eager_block_us * 1e-6)
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-3.1-70B", "mistralai/Mixtral-8x7B-v0.1"])
+def test_two_a100_over_pcie_wait_once_a_step(name: str) -> None:
+    def waits(n: int, release: str) -> float:
+        deployment, engine = Deployment(tensor_parallel=n), Engine(version=release)
+        made = step_time(constants("a100-pcie-80gb"), read_model(name)[0], deployment, engine)
+        return sum(wire.t0 for wire in made.wires)
+
+    assert waits(2, "0.15") > 0.04 and waits(2, "0.15") - 0.04 < waits(4, "0.15")  # a ring of four passes three times as many
+    assert waits(2, "1.2") < 0.02

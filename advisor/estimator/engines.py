@@ -147,10 +147,10 @@ class Runtime(NamedTuple):
     pcie_latency_us: float
     """of one message of an all-reduce's ring over PCIe"""
     pcie_staged_us: float
-    pcie_pair_us: float
+    pcie_pair_ms: float
     pcie_staged_share: float
-    """the same where the published figures show that PCIe peers reach each other through host memory, A100 PCIe; what is
-    added between two, whose all-reduce is no ring; the share of the others' bus where the ring spans both sockets' memory"""
+    """the same where the published figures show that PCIe peers reach each other through host memory, A100 PCIe; what a step of
+    two takes longer; the share of the others' bus where the ring spans both sockets' memory"""
     pcie_share: float
     pcie_far_share: float
     """share of the bus that an all-reduce reaches among up to four GPUs and among more, which sit on two sockets"""

@@ -15,7 +15,7 @@ from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.gemm import Gemm, Run, gemm, in_runs, total_seconds
 from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
-from advisor.estimator.network import Collective, all_gather, all_reduce, link_rate
+from advisor.estimator.network import Collective, all_gather, all_reduce, link_rate, pair_seconds
 from advisor.estimator.recurrent import Scan, scan
 from advisor.estimator.remembering import by_identity
 from advisor.estimator.shapes import EVERY_LINEAR, Matrix, bits_per_element, is_quantized, matrices
@@ -257,7 +257,7 @@ def _wires(
     found = []
     if tp > 1 and not deployment.attention_dp:
         summed = model.attention_layers + model.mlp_layers + (model.recurrent.layers if model.recurrent else 0)
-        found.append(all_reduce(constants, tp, host).repeated(summed / pp))
+        found.append(all_reduce(constants, tp, host).repeated(summed / pp).later(pair_seconds(constants, tp, host) / pp))
     elif tp > 1 and model.moe is not None and routed is not None:
         gather = all_gather(constants, tp, host).repeated(model.moe.layers / pp)
         sent = SENT.get(routed.form, 1.0) if host.quantized_gather else 1.0
