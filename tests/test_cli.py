@@ -231,11 +231,17 @@ def test_interrupted_it_says_so_and_no_more(tmp_path: Path) -> None:
     traffic = f"[{{traffic: chat, concurrency: {list(range(1, 301))}}}]"
     (tmp_path / "questions.yaml").write_text(f"models: [{MODEL}]\ngpus: [h100, h200, l40s, a100]\ntraffic: {traffic}\n")
     command = [*COMMAND, "sweep", str(tmp_path / "questions.yaml")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a test run in the background ignores
+    ) as process:
+        assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read().strip() == "stopped"
+        assert process.communicate(timeout=60)[1].strip() == "stopped"
     assert process.returncode == 130
 
 
