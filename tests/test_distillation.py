@@ -106,8 +106,11 @@ def test_decoding_is_timed_in_turns_and_the_bytes_are_counted(tiny: Path) -> Non
 
 
 def student_of(tiny: Path, layers: int | None, budget: float) -> Report:
-    report = pipeline.advise(pipeline.profile(str(tiny), gpu="h100", accuracy_budget_pct=budget, evidence="none"))
-    return pipeline.advise_student(report, layers)
+    profile = pipeline.profile(str(tiny), gpu="h100", accuracy_budget_pct=budget, evidence="none")
+    # FP8 where the budget leaves room for it: so small a model would not be advised to take it by itself
+    fp8 = Policy(deployment={"weights": ("fp8",)}) if budget else None
+    report = pipeline.advise_student(pipeline.advise(profile, policy=fp8), layers)
+    return report.model_copy(update={"policy": None})
 
 
 def apply(report: Report, out: Path, calibration: Path, **more: Any) -> Any:
