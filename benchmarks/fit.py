@@ -35,11 +35,12 @@ INTERVALS = ROOT / "profiles" / "constants" / "_intervals.yaml"
 HELD_OUT = ROOT / "benchmarks" / "held_out.csv"
 FOLDS = 5
 ERAS = {
-    "tensorrt-llm 0.14 to 0.17": ("tensorrt-llm", 0),
-    "tensorrt-llm 0.19 and later": ("tensorrt-llm", 2),
-    "vllm": ("vllm", 0),
-    "sglang": ("sglang", 0),
+    "tensorrt-llm 0.14 to 0.17": ("tensorrt-llm", "0"),
+    "tensorrt-llm 0.19 and later": ("tensorrt-llm", "0.19"),
+    "vllm": ("vllm", "0"),
+    "sglang": ("sglang", "0"),
 }
+"""engine, and the release whose entry in _engines.yaml is fitted"""
 BOUNDS = {
     "sequence_us": (0.05, 40), "waiting_us": (0.05, 40), "pipeline_us": (0.5, 60), "step_us": (1, 5000), "layer_us": (1, 100),
     "moe_layer_us": (0.5, 80), "scan_layer_us": (0.5, 80), "passes": (2, 40), "wide": (0.02, 5),
@@ -48,7 +49,7 @@ BOUNDS = {
     "gemm4": (0.7, 1.5), "decode": (0.7, 1.4), "prefill": (0.6, 1.6), "moe16": (0.7, 1.5), "moe8": (0.7, 1.5),
     "moe_block": (0.6, 1.5),
     "moe4": (0.6, 1.6), "wire_latency": (0.3, 2.5), "wire_bandwidth": (0.3, 2), "wire_ring": (0.3, 2), "ring_us": (0.5, 60),
-    "ring_far_us": (0.5, 60), "pair_us": (0.5, 100), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9),
+    "ring_ampere_us": (0.5, 60), "pair_us": (0.5, 100), "pcie_latency_us": (2, 80), "pcie_share": (0.25, 0.9),
     "pcie_far_share": (0.2, 0.9), "pcie_staged_us": (2, 80), "pcie_pair_ms": (1, 200), "pcie_staged_share": (0.3, 1),
     "sampling": (1, 20), "fused_fp4": (0.01, 1), "exchange": (0.1, 1.5),
     "scatter_us": (1, 300), "scatter_passes": (1, 300), "request_ms": (1, 300), "eager_layer_us": (5, 2000),
@@ -62,7 +63,7 @@ COMMON = [
 FITTED = {
     "tensorrt-llm 0.14 to 0.17": [
         *COMMON, "waiting_us", "overlap", "grace_factor", "runtime_gib", "gemm8_ada", "moe16", "moe8", "moe16@0.17",
-        "wire_ring", "ring_us", "ring_far_us", "pair_us", "pair_us@0.17", "pcie_latency_us", "pcie_share", "pcie_far_share",
+        "wire_ring", "ring_us", "ring_ampere_us", "pair_us", "pair_us@0.17", "pcie_latency_us", "pcie_share", "pcie_far_share",
         "pcie_staged_us", "pcie_pair_ms", "pcie_staged_share",
     ],
     "tensorrt-llm 0.19 and later": [
@@ -96,7 +97,7 @@ PRIOR = {
     "moe_layer_us@1.2": 12.0, "exchange@1.2": 0.7, "layer_us@0.5.9": 9.0, "moe_layer_us@0.5.9": 12.0,
     "scan_layer_us": 20.0, "scan_layer_us@0.5.10": 10.0,
     "request_ms": 40.0, "eager_layer_us": 300.0, "eager_moe_us": 800.0, "eager_mla_us": 500.0,
-    "ring_us": 5.0, "ring_far_us": 10.0, "pair_us": 20.0, "pair_us@0.17": 3.0,
+    "ring_us": 5.0, "ring_ampere_us": 10.0, "pair_us": 20.0, "pair_us@0.17": 3.0,
     "pcie_latency_us": 15.0, "pcie_share": 0.5, "pcie_far_share": 0.5,
     "pcie_staged_us": 25.0, "pcie_pair_ms": 40.0, "pcie_staged_share": 0.7,
 }  # fmt: skip
@@ -115,9 +116,8 @@ between matrices into them"""
 def place(era: str, name: str) -> tuple[str, int, str]:
     """Engine, number of the entry and field of a constant that is fitted with an era; NAME@RELEASE is a later entry's."""
     field, _, release = name.partition("@")
-    engine, index = ERAS[era]
-    if release:
-        index = next(i for i, entry in enumerate(engines._entries()[engine]) if str(entry["from"]) == release)
+    engine, first = ERAS[era]
+    index = next(i for i, entry in enumerate(engines._entries()[engine]) if str(entry["from"]) == (release or first))
     return engine, index, field
 
 

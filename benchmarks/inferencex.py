@@ -62,9 +62,8 @@ def _sglang(record: dict[str, Any]) -> dict[str, Any]:
     slow = {"poll_steps": 30 if record["concurrency"] >= 16 else 10}
     if hopper:  # SGLang's default for sparse attention there: 16 bits (server_args.py, _set_default_nsa_kv_cache_dtype)
         return {"kv_cache": "bf16"} if "GLM-5" in model else {}
-    if (
-        "GLM-5" in model
-    ):  # in four bits nothing was chosen before 2026-04-09 (perf-changelog.yaml, pull 1011), the cache neither
+    if "GLM-5" in model:
+        # in four bits nothing was chosen before 2026-04-09 (perf-changelog.yaml, pull 1011), the cache neither
         return {"max_num_tokens": 131072, "kv_cache": "bf16"} if four_bits else {"max_num_tokens": 32768}
     if "DeepSeek-R1" in model:
         return {"max_num_tokens": 16384 if four_bits else 32768 if record["tp"] == 8 else 8192, **slow}

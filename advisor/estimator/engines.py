@@ -130,7 +130,7 @@ class Runtime(NamedTuple):
     """the same for collectives: their latencies, their time per byte on switches that add (Hopper's and later) and on
     those that only pass on, A100's"""
     ring_us: float
-    ring_far_us: float
+    ring_ampere_us: float
     """of one message of NCCL's rings among GPUs of one host, A100's apart; 0: all-reduces are the tables' own kernels"""
     pair_us: float
     """what is added between two GPUs"""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from advisor.errors import NotPossible
 from advisor.estimator.engines import runtime_of
 from advisor.estimator.remembering import by_identity
-from advisor.estimator.shapes import Matrix, bits_per_element, is_quantized, matrices
+from advisor.estimator.shapes import PLAIN_LINEAR, Matrix, bits_per_element, is_quantized, matrices
 from advisor.types import Deployment, Engine, Gpu, KvFormat, Load, Model
 
 GIB = float(2**30)
@@ -152,7 +152,7 @@ def _round(tokens: float, block: int) -> float:
 def _widest(model: Model, tp: int) -> float:
     """Inputs and outputs of the widest projection, on one of `tp` ranks."""
     return max(matrix.inputs / (tp if matrix.split == "in" else 1) + matrix.outputs / (tp if matrix.split == "out" else 1)
-               for matrix in matrices(model) if matrix.group in ("attention", "mlp", "shared", "recurrent"))  # fmt: skip
+               for matrix in matrices(model) if matrix.group in PLAIN_LINEAR)  # fmt: skip
 
 
 def activation_bytes(model: Model, deployment: Deployment, tokens: int, sequences: int, gathers: bool = False) -> float:

@@ -18,7 +18,7 @@ and on PCIe GPUs without a table, an all-reduce is a ring at a share of the bus 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from advisor.estimator.constants import Constants
 from advisor.estimator.engines import Runtime
@@ -52,10 +52,6 @@ class Collective:
         """So many of them, each for a message of `share` of the size."""
         return Collective(times * self.t0, times * share * self.byte_time, times * self.t1, self.b1 / share, self.ring)
 
-    def later(self, seconds: float) -> Collective:
-        """With something added to each."""
-        return replace(self, t0=self.t0 + seconds)
-
 
 def all_reduce(constants: Constants, n: int, host: Runtime) -> Collective:
     """All-reduce over n GPUs, two at least."""
@@ -69,13 +65,15 @@ def all_gather(constants: Constants, n: int, host: Runtime) -> Collective:
     return Collective(found.t0 * share, found.byte_time * share, found.t1 * share, found.b1)
 
 
-def pair_seconds(constants: Constants, n: int, host: Runtime) -> float:
+def waiting(constants: Constants, n: int, host: Runtime, stages: int) -> list[Collective]:
     """What each step of two A100 takes longer over PCIe, as much for the 160 all-reduces of a 70B as for Mixtral's 64.
 
     Published throughputs of TensorRT-LLM 0.15 show it at every batch; what it is that the two wait for is not known, and nobody
     published two such GPUs under a later release or another engine, which are taken not to wait.
     """
-    return host.pcie_pair_ms * 1e-3 if n == 2 and constants.gpu == AMPERE and constants.link == "pcie" else 0.0
+    if n != 2 or constants.gpu != AMPERE or constants.link != "pcie" or not host.pcie_pair_ms:
+        return []
+    return [Collective(host.pcie_pair_ms * 1e-3 / stages, 0.0, 0.0, 1.0)]
 
 
 def link_rate(constants: Constants, host: Runtime) -> float:
@@ -104,9 +102,9 @@ def _ring(own: Collective, constants: Constants, n: int, host: Runtime) -> Colle
     """The engine's own kernels at few bytes, NCCL's ring at many, a byte more costing as much as it does in their largest."""
     slow = constants.gpu == AMPERE
     byte_time = own.byte_time + own.t1 * own.b1 / (LARGE_BYTES + own.b1) ** 2
-    waiting = 2 * (n - 1) * (host.ring_far_us if slow else host.ring_us) + (host.pair_us if n == 2 else 0.0)
+    ring = 2 * (n - 1) * (host.ring_ampere_us if slow else host.ring_us) + (host.pair_us if n == 2 else 0.0)
     factor = host.wire_ring if slow else host.wire_bandwidth
-    return Collective(own.t0, byte_time * factor, waiting * 1e-6, host.ring_mb * 1e6, ring=True)
+    return Collective(own.t0, byte_time * factor, ring * 1e-6, host.ring_mb * 1e6, ring=True)
 
 
 def _over_pcie(constants: Constants, n: int, passes: float, host: Runtime) -> Collective:

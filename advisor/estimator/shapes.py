@@ -27,6 +27,8 @@ QUANTIZED_GROUPS: dict[str, frozenset[Group]] = {
 CONVOLVED = 3
 """tokens that a recurrent layer's convolution remembers (kernel 4 in Mamba-2 and in gated delta nets)"""
 EVERY_LINEAR: frozenset[Group] = frozenset({"attention", "mlp", "shared", "experts", "recurrent"})
+PLAIN_LINEAR = EVERY_LINEAR - {"experts"}
+"""those that every token goes through"""
 
 
 class Matrix(NamedTuple):

@@ -15,18 +15,16 @@ from advisor.estimator.engines import Runtime, runtime_of
 from advisor.estimator.gemm import Gemm, Run, gemm, in_runs, total_seconds
 from advisor.estimator.memory import share
 from advisor.estimator.moe import Experts, experts
-from advisor.estimator.network import Collective, all_gather, all_reduce, link_rate, pair_seconds
+from advisor.estimator.network import Collective, all_gather, all_reduce, link_rate, waiting
 from advisor.estimator.recurrent import Scan, scan
 from advisor.estimator.remembering import by_identity
-from advisor.estimator.shapes import EVERY_LINEAR, Matrix, bits_per_element, is_quantized, matrices
+from advisor.estimator.shapes import PLAIN_LINEAR, Matrix, bits_per_element, is_quantized, matrices
 from advisor.estimator.sparse import TOP, Indexer, indexer
 from advisor.types import Deployment, Engine, Model
 
 SENT = {"fp8": 8 / 16, "nvfp4": 4.5 / 16, "nvfp4_gen": 4.5 / 16, "mxfp4_fp8": 8.25 / 16}
 """activations that TensorRT-LLM quantizes before it gathers them (tensorrt_llm/_torch/modules/fused_moe/fused_moe_cutlass.py,
 release 1.1: "gather inputs from other parallel ranks" stands after the quantization of x)"""
-QUANTIZING = EVERY_LINEAR - {"experts"}
-"""groups of matrices before each of which tokens are quantized to FP8 block scales"""
 ELEMENT_EFFICIENCY = 0.8
 """bandwidth share that an element-wise kernel reaches: aiconfigurator-core 0.12.0 systems/*.yaml"""
 
@@ -189,16 +187,14 @@ def _step_time(constants: Constants, host: Runtime, model: Model, deployment: De
     dense = tuple(
         _gemm(constants, host, model, matrix, deployment, matrix.layers / pp)
         for matrix in matrices(model)
-        if matrix.group in ("attention", "mlp", "shared", "router", "recurrent")
+        if matrix.group in PLAIN_LINEAR | {"router"}
     )
     moe_layers = model.moe.layers if model.moe else 0
     recurrent = model.recurrent.layers if model.recurrent else 0
     routed = _experts(constants, host, model, deployment)
     beside = moe_layers * host.eager_moe_us + (model.attention_layers * host.eager_mla_us if model.mla else 0.0)
-    if deployment.weights == "fp8_block":
-        beside += host.eager_block_us * sum(
-            matrix.layers for matrix in matrices(model) if matrix.group in EVERY_LINEAR - {"experts"}
-        )
+    if deployment.weights == "fp8_block":  # tokens are quantized before each of these
+        beside += host.eager_block_us * sum(matrix.layers for matrix in matrices(model) if matrix.group in PLAIN_LINEAR)
     return StepTime(
         dense=in_runs(dense),
         first=dense[0],
@@ -236,7 +232,7 @@ def _element_bytes(host: Runtime, model: Model, deployment: Deployment) -> float
     between matrices that the ranks divide, written by the first and read by the second."""
     between = 0.0
     for matrix in matrices(model):
-        if matrix.group in ("attention", "mlp", "shared", "recurrent"):
+        if matrix.group in PLAIN_LINEAR:
             between += matrix.layers * share(matrix, deployment) * (matrix.inputs if matrix.split == "in" else matrix.outputs)
     return 2.0 * (host.passes * model.hidden * model.layers + host.wide * between)
 
@@ -257,7 +253,8 @@ def _wires(
     found = []
     if tp > 1 and not deployment.attention_dp:
         summed = model.attention_layers + model.mlp_layers + (model.recurrent.layers if model.recurrent else 0)
-        found.append(all_reduce(constants, tp, host).repeated(summed / pp).later(pair_seconds(constants, tp, host) / pp))
+        found.append(all_reduce(constants, tp, host).repeated(summed / pp))
+        found += waiting(constants, tp, host, pp)
     elif tp > 1 and model.moe is not None and routed is not None:
         gather = all_gather(constants, tp, host).repeated(model.moe.layers / pp)
         sent = SENT.get(routed.form, 1.0) if host.quantized_gather else 1.0
