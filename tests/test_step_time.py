@@ -9,6 +9,7 @@ import pytest
 
 from advisor.estimator.attention import attention
 from advisor.estimator.constants import Constants, constants_of, donor
+from advisor.estimator.deployment import estimate
 from advisor.estimator.engines import runtime, runtime_of
 from advisor.estimator.gemm import gemm
 from advisor.estimator.moe import experts
@@ -18,7 +19,7 @@ from advisor.estimator.step_time import StepTime, step_time
 from advisor.library import profile_names
 from advisor.profiler.gpu import find_gpu, gpu_names
 from advisor.profiler.model import read_model
-from advisor.types import Deployment, Engine, TensorRates
+from advisor.types import Deployment, Engine, Load, TensorRates
 
 FITTED = profile_names("constants")
 HOST = runtime_of(Engine(), "h100-sxm-80gb")
@@ -297,3 +298,15 @@ def test_two_a100_over_pcie_wait_once_a_step(name: str) -> None:
 
     assert waits(2, "0.15") > 0.04 and waits(2, "0.15") - 0.04 < waits(4, "0.15")  # a ring of four passes three times as many
     assert waits(2, "1.2") < 0.02
+
+
+def test_a_wait_that_nobody_published_is_said_not_to_be_known() -> None:
+    def notes(n: int, release: str, gpu: str = "a100-pcie-80gb") -> str:
+        found, _ = find_gpu(gpu, n)
+        load, deployment = Load(isl=1000, osl=100, concurrency=8), Deployment(tensor_parallel=n)
+        return " ".join(
+            estimate(read_model("mistralai/Mixtral-8x7B-v0.1")[0], found, deployment, load, Engine(version=release)).notes
+        )
+
+    said = "two A100 over PCIe waited 42 ms a step under TensorRT-LLM 0.15"
+    assert said in notes(2, "1.2.1") and said not in notes(2, "0.15") + notes(4, "1.2.1") + notes(2, "1.2.1", "a100-sxm-80gb")

@@ -14,10 +14,11 @@ from advisor.estimator.answer import Case, answer, only_memory, too_large
 from advisor.estimator.batching import Steps
 from advisor.estimator.constants import Constants, constants_of
 from advisor.estimator.drafting import Speculating, draft_weight_bytes, with_draft
-from advisor.estimator.engines import Runtime, runtime_of
+from advisor.estimator.engines import Runtime, runtime, runtime_of
 from advisor.estimator.first_token import TURNS, FirstToken, Prompts, closed_loop, drained, gathered, open_loop
 from advisor.estimator.intervals import Spread, spread_of
 from advisor.estimator.memory import Parts, most_sequences, parts, ranks
+from advisor.estimator.network import pair_over_pcie
 from advisor.estimator.step_time import StepTime, step_time
 from advisor.estimator.trtllm_bench import as_built, builds, expected_tokens, running, settings
 from advisor.types import Deployment, Engine, Estimate, Gpu, Load, Model, Speculation
@@ -74,8 +75,14 @@ def estimate(model: Model, gpu: Gpu, deployment: Deployment, load: Load, engine:
     if step is None:
         notes.append("bandwidth or 16-bit peak of this GPU is not known: times cannot be estimated")
         return only_memory(memory, load, most, limit, notes)
-    flow, first = _flow(ready, step, deployment, load, limit, notes)
     assert ready.constants is not None and ready.spread is not None
+    if pair_over_pcie(ready.constants, deployment.tensor_parallel) and not ready.host.pcie_pair_ms:
+        known = runtime("tensorrt-llm", "0.15", "x86").pcie_pair_ms
+        notes.append(
+            f"two A100 over PCIe waited {known:g} ms a step under TensorRT-LLM 0.15 (fitted on published throughputs); under "
+            "this engine and release nobody published any: taken not to wait"
+        )
+    flow, first = _flow(ready, step, deployment, load, limit, notes)
     case = Case(deployment, load, ready.constants, memory, step, ready.spread)
     return answer(case, flow, first, most, busy_replicas(deployment, load), notes)
 

@@ -65,13 +65,18 @@ def all_gather(constants: Constants, n: int, host: Runtime) -> Collective:
     return Collective(found.t0 * share, found.byte_time * share, found.t1 * share, found.b1)
 
 
+def pair_over_pcie(constants: Constants, n: int) -> bool:
+    """Whether these are two A100 that reach each other over PCIe."""
+    return n == 2 and constants.gpu == AMPERE and constants.link == "pcie"
+
+
 def waiting(constants: Constants, n: int, host: Runtime, stages: int) -> list[Collective]:
     """What each step of two A100 takes longer over PCIe, as much for the 160 all-reduces of a 70B as for Mixtral's 64.
 
     Published throughputs of TensorRT-LLM 0.15 show it at every batch; what it is that the two wait for is not known, and nobody
     published two such GPUs under a later release or another engine, which are taken not to wait.
     """
-    if n != 2 or constants.gpu != AMPERE or constants.link != "pcie" or not host.pcie_pair_ms:
+    if not pair_over_pcie(constants, n) or not host.pcie_pair_ms:
         return []
     return [Collective(host.pcie_pair_ms * 1e-3 / stages, 0.0, 0.0, 1.0)]
 
